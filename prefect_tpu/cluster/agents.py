@@ -1,0 +1,106 @@
+"""The agents of this process: one on each host that a gang of ours uses, kept while they are wanted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import ray
+
+from prefect_tpu.cluster import session
+from prefect_tpu.cluster.agent import start_agent
+from prefect_tpu.core.gang import Host
+
+log = logging.getLogger("prefect_tpu.agents")
+
+HOUSEKEEPING_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    handle: Any
+    generation: int
+    users: int = 0
+    idle_since: float = 0.0
+
+
+class AgentPool:
+    """Starts agents, hands them to attempts, and ends those that idle too long.
+
+    An idle agent keeps its host busy in the eyes of Ray's autoscaler, so it is ended after
+    `agent_idle_release_seconds`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._idle_seconds = float("inf")
+        self._keeper: threading.Thread | None = None
+
+    def take(self, hosts: Sequence[Host], *, idle_release_seconds: float) -> list[Any]:
+        """Actor handles for `hosts`, in their order; starts what is missing and does not wait for it."""
+        with self._lock:
+            self._idle_seconds = idle_release_seconds
+            handles = []
+            for host in hosts:
+                entry = self._entries.get(host.node_id)
+                if entry is None or entry.generation != session.generation():
+                    handle = start_agent(host.node_id, f"prefect-tpu-agent-{uuid4().hex[:8]}")
+                    entry = self._entries[host.node_id] = _Entry(handle, session.generation())
+                entry.users += 1
+                handles.append(entry.handle)
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="prefect-tpu-agents", daemon=True)
+                self._keeper.start()
+            return handles
+
+    def give_back(self, hosts: Sequence[Host]) -> None:
+        """The attempt is over; its agents stay warm for the next one."""
+        with self._lock:
+            for host in hosts:
+                entry = self._entries.get(host.node_id)
+                if entry is not None and entry.users:
+                    entry.users -= 1
+                    entry.idle_since = time.monotonic()
+
+    def drop(self, host: Host) -> None:
+        """End an agent that does not answer, with every process that it started."""
+        with self._lock:
+            entry = self._entries.pop(host.node_id, None)
+        if entry is not None:
+            _end(entry)
+
+    def close(self) -> None:
+        """End all agents."""
+        with self._lock:
+            entries, self._entries = list(self._entries.values()), {}
+        for entry in entries:
+            _end(entry)
+
+    def _keep(self) -> None:
+        while True:
+            time.sleep(HOUSEKEEPING_SECONDS)
+            with self._lock:
+                limit = time.monotonic() - self._idle_seconds
+                over = [
+                    node
+                    for node, entry in self._entries.items()
+                    if not entry.users and (entry.idle_since < limit or entry.generation != session.generation())
+                ]
+                entries = [self._entries.pop(node) for node in over]
+            for entry in entries:
+                _end(entry)
+
+
+def _end(entry: _Entry) -> None:
+    if entry.generation != session.generation() or not ray.is_initialized():
+        return  # it went with its cluster
+    try:
+        ray.kill(entry.handle)
+    except (ray.exceptions.RayError, ValueError) as error:
+        log.debug("an agent had already gone: %s", error)

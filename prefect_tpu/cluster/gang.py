@@ -1,0 +1,432 @@
+"""One attempt of a gang: start every host process, watch them, and see all of them dead in the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from prefect_tpu._version import __version__
+from prefect_tpu.core.attempt import Attempt
+from prefect_tpu.core.environment import gang_environment
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.host import (
+    Exited,
+    HostReport,
+    JaxInit,
+    LaunchRequest,
+    LogLine,
+    LogRecord,
+    Phase,
+    Poll,
+    Progress,
+    Raised,
+    Returned,
+)
+from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.core.verdict import Kind
+
+log = logging.getLogger("prefect_tpu.gang")
+
+WAIT_SECONDS = 0.25
+"""How often the attempt looks at cancel and deadlines while no host says anything."""
+BARRIER_MARGIN_SECONDS = 15.0
+"""Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
+
+
+class Observer(Protocol):
+    """Told what happens; must return quickly and never raise."""
+
+    def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None: ...
+    def dropped(self, member: Member, lines: int) -> None: ...
+    def progress(self, member: Member, step: int | None, metrics: dict[str, float]) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOptions:
+    """How one attempt runs; times in seconds."""
+
+    run_id: str
+    preload: tuple[str, ...]
+    user_env: dict[str, str]
+    jax_distributed: bool
+    jax_initialization_timeout_seconds: int
+    agent_start_timeout_seconds: float
+    launch_timeout_seconds: float
+    agent_poll_seconds: float
+    failure_window_seconds: float
+    cancel_grace_seconds: float
+    timeout_seconds: float | None
+    process0_only: bool
+    inline_payload_bytes: int
+    checkpoint_dir: str | None
+    log_level: int = logging.INFO
+
+
+@dataclass(slots=True, eq=False)
+class _HostState:
+    """What is known of one host process while the attempt runs."""
+
+    member: Member
+    agent: Any
+    launched: bool = False
+    entered: bool = False
+    stopping: bool = False
+    cursor: int = 0
+    dropped_lines: int = 0
+    returned: Returned | None = None
+    raised: Raised | None = None
+    exited: Exited | None = None
+    lost: str | None = None
+    preempted: bool = False
+    buffers: list[Any] | None = None
+
+    @property
+    def failed(self) -> bool:
+        if self.raised is not None or self.lost is not None:
+            return True
+        return self.exited is not None and self.returned is None
+
+    @property
+    def over(self) -> bool:
+        return not self.launched or self.exited is not None or self.lost is not None
+
+    def lose(self, why: str, *, preempted: bool = False) -> None:
+        if self.lost is None:
+            self.lost, self.preempted = why, preempted
+
+    def evidence(self) -> HostEvidence:
+        return HostEvidence(
+            process_id=self.member.process_id,
+            slice_index=self.member.slice_index,
+            host_index=self.member.host_index,
+            slice_name=self.member.slice_name,
+            returned=self.buffers is not None or (self.returned is not None and self.lost is None),
+            raised=self.raised,
+            exit_code=self.exited.exit_code if self.exited else None,
+            signal=self.exited.signal if self.exited else None,
+            stopped_by_us=self.stopping,
+            lost=self.lost,
+            preempted=self.preempted,
+            last_stderr=self.exited.last_stderr if self.exited else (),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """What an attempt left.
+
+    Attributes:
+        outcome: set if it was ended from outside (CANCELLED, TIMED_OUT) or succeeded; None: the evidence decides.
+        evidence: one entry per host process, in process-id order.
+        buffers: pickled results in process-id order, None for those not fetched.
+        summaries: short text of each result, in process-id order.
+        launch_seconds, run_seconds: until the function was entered everywhere; from there to the end.
+    """
+
+    outcome: Kind | None
+    evidence: tuple[HostEvidence, ...]
+    buffers: tuple[list[Any] | None, ...]
+    summaries: tuple[str, ...]
+    launch_seconds: float
+    run_seconds: float
+
+
+@dataclass(slots=True)
+class GangAttempt:
+    """Runs one attempt on slices that are already leased, with agents that are already starting.
+
+    `run` blocks on the thread that owns the attempt; `cancel` may be called from any thread.
+    """
+
+    gang: Gang
+    shape: SliceShape
+    agents: Sequence[Any]
+    attempt: Attempt
+    payload: list[Any]
+    options: AttemptOptions
+    observer: Observer
+    cancelled: Callable[[], bool]
+    _hosts: list[_HostState] = field(init=False, default_factory=list)
+    _polls: dict[Any, _HostState] = field(init=False, default_factory=dict)
+    _id: str = field(init=False, default="")
+    _entered_at: float | None = field(init=False, default=None)
+
+    def run(self) -> AttemptEnd:
+        """Launch, watch, gather, stop. Returns only when no process of this attempt is left."""
+        self._hosts = [_HostState(m, a) for m, a in zip(self.gang.members, self.agents, strict=True)]
+        self.attempt = self.attempt.launch()
+        self._id = f"{self.options.run_id}-{self.attempt.number}"
+        started = time.monotonic()
+        outcome: Kind | None = None
+        try:
+            outcome = self._launch()
+            if outcome is None and not any(host.failed for host in self._hosts):
+                outcome = self._watch(started)
+            if outcome is Kind.SUCCEEDED and not self._gather():
+                outcome = None
+        finally:
+            self._stop(outcome)
+        ended, entered = time.monotonic(), self._entered_at
+        return AttemptEnd(
+            outcome=outcome,
+            evidence=tuple(host.evidence() for host in self._hosts),
+            buffers=tuple(host.buffers for host in self._hosts),
+            summaries=tuple(host.returned.summary if host.returned else "" for host in self._hosts),
+            launch_seconds=(entered or ended) - started,
+            run_seconds=ended - entered if entered else 0.0,
+        )
+
+    # -- launching
+
+    def _launch(self) -> Kind | None:
+        """Fork one child on every host. None if all of them are up; the evidence has what went wrong."""
+        options = self.options
+        prepared = self._call_all(
+            lambda host: host.agent.prepare.remote(options.preload, options.user_env),
+            options.agent_start_timeout_seconds,
+            "did not get ready",
+        )
+        if self.cancelled():
+            return Kind.CANCELLED
+        for host, report in prepared.items():
+            self._check_version(host, report)
+        if any(host.failed for host in self._hosts):
+            return None
+        ports = self._call(self._hosts[0], self._hosts[0].agent.free_ports.remote(2))
+        if ports is None:
+            return None
+        jax_port, megascale_port = ports
+        shipped = _ship(self.payload, options.inline_payload_bytes)
+        for host in self._hosts:
+            host.launched = True  # from here on there may be a process, whatever the call says
+        self._call_all(
+            lambda host: host.agent.launch.remote(self._request(host.member, jax_port, megascale_port), shipped),
+            options.agent_start_timeout_seconds,
+            "did not start its process",
+        )
+        return Kind.CANCELLED if self.cancelled() else None
+
+    def _request(self, member: Member, jax_port: int, megascale_port: int) -> LaunchRequest:
+        options, gang = self.options, self.gang
+        return LaunchRequest(
+            attempt_id=self._id,
+            context={
+                "slice_index": member.slice_index,
+                "num_slices": gang.num_slices,
+                "host_index": member.host_index,
+                "hosts_per_slice": gang.hosts_per_slice,
+                "process_id": member.process_id,
+                "num_processes": gang.num_processes,
+                "attempt": self.attempt.number,
+                "run_id": options.run_id,
+                "slice_name": member.slice_name,
+                "checkpoint_dir": options.checkpoint_dir,
+            },
+            gang_env=gang_environment(
+                gang, member, self.shape, megascale_port=megascale_port, user_env=options.user_env
+            ),
+            user_env=options.user_env,
+            preload=options.preload,
+            jax=JaxInit(
+                coordinator_address=f"{gang.coordinator.address}:{jax_port}",
+                num_processes=gang.num_processes,
+                process_id=member.process_id,
+                initialization_timeout_seconds=options.jax_initialization_timeout_seconds,
+            )
+            if options.jax_distributed
+            else None,
+            log_level=options.log_level,
+        )
+
+    def _check_version(self, host: _HostState, report: HostReport) -> None:
+        if report.version != __version__:
+            host.raised = Raised(
+                stage="environment",
+                type_name="ConfigurationError",
+                message=f"prefect_tpu {report.version} on the host, {__version__} in the driver; install the same",
+                traceback="",
+            )
+
+    # -- watching
+
+    def _watch(self, started: float) -> Kind | None:
+        """Forward what the hosts say until all returned, somebody failed, or it is ended from outside."""
+        options = self.options
+        self.attempt = self.attempt.run()
+        deadline = started + options.timeout_seconds if options.timeout_seconds else None
+        launch_deadline = started + options.agent_start_timeout_seconds + options.launch_timeout_seconds
+        window_ends: float | None = None
+        for host in self._hosts:
+            self._poll(host)
+        while True:
+            if all(host.returned is not None for host in self._hosts):
+                self.attempt = self.attempt.stop(Kind.SUCCEEDED)
+                return Kind.SUCCEEDED
+            now = time.monotonic()
+            if self.cancelled():
+                return Kind.CANCELLED
+            if deadline is not None and now >= deadline:
+                return Kind.TIMED_OUT
+            if self._entered_at is None:
+                if all(host.entered for host in self._hosts):
+                    self._entered_at = now
+                elif now >= launch_deadline:
+                    for host in self._hosts:
+                        if not host.entered:
+                            host.lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
+            if window_ends is None and any(host.failed for host in self._hosts):
+                window_ends = now + options.failure_window_seconds
+            if window_ends is not None and (
+                now >= window_ends or all(host.failed or host.returned for host in self._hosts)
+            ):
+                return None
+            self._step(WAIT_SECONDS)
+
+    def _poll(self, host: _HostState) -> None:
+        if host.over:
+            return
+        ref = host.agent.poll.remote(self._id, host.cursor, self.options.agent_poll_seconds)
+        self._polls[ref] = host
+
+    def _step(self, timeout_seconds: float) -> None:
+        """Take in the answers that are there, ask those hosts again."""
+        if not self._polls:
+            time.sleep(min(timeout_seconds, 0.05))
+            return
+        ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=timeout_seconds)
+        if ready:
+            more, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
+            ready = list(dict.fromkeys([*ready, *more]))
+        for ref in ready:
+            host = self._polls.pop(ref)
+            poll = self._call(host, ref)
+            if isinstance(poll, Poll):
+                self._take(host, poll)
+                self._poll(host)
+
+    def _take(self, host: _HostState, poll: Poll) -> None:
+        host.cursor = poll.cursor
+        if poll.dropped_lines > host.dropped_lines:
+            self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
+            host.dropped_lines = poll.dropped_lines
+        somebody_failed = any(other.failed for other in self._hosts if other is not host)
+        for event in poll.events:
+            match event:
+                case LogLine() | LogRecord():
+                    self.observer.log(host.member, event, collateral=somebody_failed or host.stopping)
+                case Phase(name="entered"):
+                    host.entered = True
+                case Progress(step=step, metrics=metrics):
+                    self.observer.progress(host.member, step, metrics)
+                case Returned():
+                    host.returned = event
+                case Raised():
+                    host.raised = host.raised or event
+                case Exited():
+                    host.exited = event
+
+    # -- ending
+
+    def _gather(self) -> bool:
+        """Fetch the results; False if a host was lost on the way."""
+        wanted = self._hosts[:1] if self.options.process0_only else self._hosts
+        refs = [(host, host.agent.result.remote(self._id)) for host in wanted]
+        for host, ref in refs:
+            host.buffers = self._call(host, ref)
+        return all(host.buffers is not None for host in wanted)
+
+    def _stop(self, outcome: Kind | None) -> None:
+        """The barrier: nothing of this attempt lives when it returns."""
+        if outcome is not None and outcome is not Kind.SUCCEEDED:
+            self.attempt = self.attempt.stop(outcome)
+        graceful = outcome in (Kind.CANCELLED, Kind.TIMED_OUT)
+        grace = self.options.cancel_grace_seconds if graceful else 0.0
+        for host in self._hosts:
+            if host.over:
+                continue
+            if outcome is Kind.SUCCEEDED:
+                host.agent.finish.remote(self._id)
+            else:
+                host.stopping = not host.failed and host.returned is None
+                host.agent.stop.remote(self._id, grace)
+            if host not in self._polls.values():
+                self._poll(host)
+        give_up = time.monotonic() + grace + BARRIER_MARGIN_SECONDS
+        while not all(host.over for host in self._hosts) and time.monotonic() < give_up:
+            self._step(WAIT_SECONDS)
+        for host in self._hosts:
+            if not host.over:
+                log.warning("%s does not report its process dead; its agent is ended", host.member.label)
+                host.lose("did not stop its process in time")
+            if host.lost is None and host.launched:
+                host.agent.forget.remote(self._id)
+        self._polls.clear()
+
+    @property
+    def unresponsive(self) -> list[Member]:
+        """Hosts whose agent must not be used again."""
+        return [host.member for host in self._hosts if host.lost is not None]
+
+    # -- calls to agents
+
+    def _call_all(
+        self, call: Callable[[_HostState], Any], timeout_seconds: float, what: str
+    ) -> dict[_HostState, Any]:
+        """Call every host at the same time. A host that fails has it in its state and is not in the answer."""
+        refs = {call(host): host for host in self._hosts}
+        answers: dict[int, tuple[_HostState, Any]] = {}
+        deadline = time.monotonic() + timeout_seconds
+        waiting = list(refs)
+        while waiting and time.monotonic() < deadline and not self.cancelled():
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=WAIT_SECONDS)
+            for ref in ready:
+                host = refs[ref]
+                answer = self._call(host, ref)
+                if not host.failed:
+                    answers[host.member.process_id] = (host, answer)
+        if not self.cancelled():
+            for ref in waiting:
+                refs[ref].lose(f"{what} within {timeout_seconds:g} s")
+        return dict(answers.values())
+
+    def _call(self, host: _HostState, ref: Any) -> Any:
+        """The answer, or None with the host's state telling why not."""
+        try:
+            return ray.get(ref)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            host.raised = host.raised or Raised(
+                stage="preload" if isinstance(cause, ConfigurationError) else "environment",
+                type_name=type(cause).__name__,
+                message=str(cause),
+                traceback=str(error),
+            )
+        except (ActorDiedError, ActorUnavailableError, RayActorError) as error:
+            host.lose("its agent is gone", preempted=bool(getattr(error, "preempted", False)))
+        except (GetTimeoutError, RayError) as error:
+            host.lose(f"its agent does not answer ({type(error).__name__})")
+        return None
+
+
+def _ship(payload: list[Any], inline_bytes: int) -> Any:
+    """Small payloads go with the call, big ones once through the object store, out of band."""
+    if sum(memoryview(one).nbytes for one in payload) <= inline_bytes:
+        return [bytes(one) for one in payload]
+    return ray.put([numpy.frombuffer(one, dtype=numpy.uint8) for one in payload])

@@ -1,0 +1,221 @@
+"""Reserve slices for a gang, hold them over attempts, give them back."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from prefect_tpu.cluster import inventory, session
+from prefect_tpu.core.errors import GangCancelledError, SliceUnavailableError
+from prefect_tpu.core.gang import Gang, Slice, numeric_key, order_slices
+from prefect_tpu.core.topology import SliceShape
+
+log = logging.getLogger("prefect_tpu.leases")
+
+RESERVE_TIMEOUT_SECONDS = 2.0
+"""How long placement groups may stay pending before all of them are given up and tried again."""
+RETRY_MIN_SECONDS = 0.1
+RETRY_MAX_SECONDS = 0.5
+SUSPECT_SECONDS = 15.0
+"""A slice that could not be reserved, or lost a host, is tried last for this long: the cluster's own
+view of it is stale for some seconds."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """Our hold on one slice: a placement group over the chips of all its hosts."""
+
+    slice: Slice
+    group: Any
+    released: bool = False
+
+    def release(self) -> None:
+        """Give the slice back. Safe to call twice, and after the cluster has gone."""
+        if self.released:
+            return
+        self.released = True
+        try:
+            remove_placement_group(self.group)
+        except Exception as error:  # noqa: BLE001 - the cluster may be gone, and its groups with it
+            log.debug("could not remove the placement group of %s: %s", self.slice.name, error)
+
+
+@dataclass(slots=True)
+class GangLease:
+    """The leases of all slices of a gang."""
+
+    leases: list[Lease]
+    generation: int
+    _released: bool = field(default=False)
+
+    @property
+    def gang(self) -> Gang:
+        return Gang(order_slices(tuple(lease.slice for lease in self.leases)))
+
+    def release(self) -> None:
+        """Give every slice back."""
+        if self._released:
+            return
+        self._released = True
+        for lease in self.leases:
+            lease.release()
+        session.release()
+
+
+class LeaseQueue:
+    """Hands out slices, first come first served among the gangs of this process.
+
+    Between processes there is no queue: each reserves all its slices at the same time, holds them only if
+    it got all, and otherwise gives all back and tries again after a random pause. So nobody holds half, and
+    a gang of few slices can overtake one of many in another process for as long as slices are scarce.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[object] = []
+        self._suspects: dict[str, float] = {}
+
+    def suspect(self, slice_name: str) -> None:
+        """Try this slice last for a while."""
+        self._suspects[slice_name] = time.monotonic() + SUSPECT_SECONDS
+
+    def acquire(
+        self,
+        shape: SliceShape,
+        num_slices: int,
+        *,
+        timeout_seconds: float,
+        fleet: str,
+        cancelled: Callable[[], bool],
+        say: Callable[[str], None],
+        say_interval_seconds: float,
+    ) -> GangLease:
+        """Reserve `num_slices` intact, free slices of `shape`, all or none.
+
+        Args:
+            shape: what every slice must be.
+            num_slices: how many.
+            timeout_seconds: from now until SliceUnavailableError.
+            fleet: how the fleet is called in messages.
+            cancelled: asked often; True ends the wait.
+            say: told why it waits, at most every `say_interval_seconds`.
+
+        Raises:
+            SliceUnavailableError: the deadline passed; the message has what was asked and what there is.
+            GangCancelledError: `cancelled` said so.
+        """
+        ticket = object()
+        with self._lock:
+            self._waiting.append(ticket)
+        session.hold()
+        try:
+            leases = self._wait(
+                ticket, shape, num_slices, timeout_seconds, fleet, cancelled, say, say_interval_seconds
+            )
+            return GangLease(leases, session.generation())
+        except BaseException:
+            session.release()
+            raise
+        finally:
+            with self._lock:
+                self._waiting.remove(ticket)
+
+    def _wait(
+        self,
+        ticket: object,
+        shape: SliceShape,
+        num_slices: int,
+        timeout_seconds: float,
+        fleet: str,
+        cancelled: Callable[[], bool],
+        say: Callable[[str], None],
+        say_interval_seconds: float,
+    ) -> list[Lease]:
+        deadline = time.monotonic() + timeout_seconds
+        next_word = 0.0
+        while True:
+            if cancelled():
+                raise GangCancelledError("cancelled while it waited for slices")
+            with self._lock:
+                position = self._waiting.index(ticket)
+            leases = self._try(shape, num_slices) if position == 0 else None
+            if leases is not None:
+                return leases
+            now = time.monotonic()
+            if now >= deadline:
+                raise SliceUnavailableError(_unavailable(shape, num_slices, fleet, timeout_seconds, position))
+            if now >= next_word:
+                next_word = now + say_interval_seconds
+                ahead = f", {position} gangs ahead of this one" if position else ""
+                say(
+                    f"waiting for {num_slices} free {shape.accelerator_type} {shape.topology} slices of {fleet}"
+                    f"{ahead} (at most {deadline - now:.0f} s more)"
+                )
+            time.sleep(min(random.uniform(RETRY_MIN_SECONDS, RETRY_MAX_SECONDS), deadline - now))
+
+    def _try(self, shape: SliceShape, num_slices: int) -> list[Lease] | None:
+        now = time.monotonic()
+        self._suspects = {name: until for name, until in self._suspects.items() if until > now}
+        free = inventory.free_slices(shape)
+        if len(free) < num_slices:
+            return None
+        chosen = sorted(free, key=lambda one: (one.name in self._suspects, numeric_key(one.name)))[:num_slices]
+        leases: list[Lease] = []
+        try:
+            for one in chosen:
+                leases.append(_reserve(one, shape))
+            give_up = time.monotonic() + RESERVE_TIMEOUT_SECONDS
+            for lease in leases:
+                if not lease.group.wait(max(0.01, give_up - time.monotonic())):
+                    self.suspect(lease.slice.name)
+                    break
+            else:
+                return leases
+        except BaseException:
+            _release_all(leases)
+            raise
+        _release_all(leases)
+        return None
+
+
+def _reserve(one: Slice, shape: SliceShape) -> Lease:
+    # The head resource goes with host 0, so that programs which claim slices by it stay away.
+    bundles = [
+        {"TPU": float(host.chips)} | ({f"TPU-{shape.pod_type}-head": 1.0} if host.has_head_resource else {})
+        for host in one.hosts
+    ]
+    group = placement_group(
+        bundles,
+        strategy="STRICT_SPREAD" if len(bundles) > 1 else "PACK",
+        bundle_label_selector=[{"ray.io/node-id": host.node_id} for host in one.hosts],
+    )
+    return Lease(one, group)
+
+
+def _release_all(leases: list[Lease]) -> None:
+    for lease in leases:
+        lease.release()
+
+
+def _unavailable(
+    shape: SliceShape, num_slices: int, fleet: str, timeout_seconds: float, position: int
+) -> str:
+    try:
+        has = inventory.summary().describe()
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        has = f"unknown, the cluster does not answer ({error})"
+    return (
+        f"No {num_slices} free {shape.accelerator_type} {shape.topology} slices within {timeout_seconds:g} s "
+        f"(lease_timeout_seconds). Asked: {num_slices} x {shape.hosts} hosts x {shape.chips_per_host} chips. "
+        f"{fleet} has: {has}. Ahead in this process's queue: {position}. "
+        "Ask for fewer slices or another topology, add slices to the fleet, wait for other gangs to end, "
+        "or raise lease_timeout_seconds on the runner."
+    )

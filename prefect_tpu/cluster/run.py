@@ -1,0 +1,240 @@
+"""One task run's gang over all its attempts: connect, lease, launch, judge; leases outlive an attempt."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cloudpickle
+
+from prefect_tpu.cluster import inventory, pickling, tpu
+from prefect_tpu.cluster.agents import AgentPool
+from prefect_tpu.cluster.fleet import Fleet
+from prefect_tpu.cluster.gang import AttemptEnd, AttemptOptions, GangAttempt, Observer
+from prefect_tpu.cluster.leases import GangLease, LeaseQueue
+from prefect_tpu.core.attempt import Attempt
+from prefect_tpu.core.errors import ConfigurationError, RemoteTraceback, SliceUnavailableError
+from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.core.verdict import Kind, Verdict, decide
+
+QUEUE = LeaseQueue()
+AGENTS = AgentPool()
+
+
+@dataclass(frozen=True, slots=True)
+class GangPlan:
+    """What a gang is made of, and every limit that it runs under. Times in seconds, sizes in bytes."""
+
+    fleet: Fleet
+    num_slices: int
+    accelerator_type: str
+    topology: str
+    chips_per_host: int | None
+    preload: tuple[str, ...]
+    env: dict[str, str]
+    jax_distributed: Literal["auto"] | bool
+    process0_only: bool
+    lease_timeout_seconds: float
+    queue_message_interval_seconds: float
+    agent_start_timeout_seconds: float
+    agent_idle_release_seconds: float
+    agent_poll_seconds: float
+    launch_timeout_seconds: float
+    jax_initialization_timeout_seconds: int
+    failure_window_seconds: float
+    cancel_grace_seconds: float
+    inline_payload_bytes: int
+    timeout_seconds: float | None
+    checkpoint_dir: str | None
+
+    def resolve(self) -> SliceShape:
+        """The slices' shape; raises TopologyError for what does not exist."""
+        return tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The user's function with its arguments."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    project_root: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt's report, with the results (in process-id order) or the exception to show.
+
+    Attributes:
+        error: the user's own exception for USER_ERROR, as it was raised on the host; else None.
+    """
+
+    report: AttemptReport
+    results: list[Any] | None
+    error: BaseException | None
+
+
+@dataclass(slots=True)
+class GangRun:
+    """All attempts of one task run. `attempt` blocks its thread; `cancel` may come from any other."""
+
+    plan: GangPlan
+    run_id: str
+    _lease: GangLease | None = field(init=False, default=None)
+    _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """End the attempt that runs, or the wait for slices; every later attempt ends at once."""
+        self._cancelled.set()
+
+    def release(self) -> None:
+        """Give the slices back. The next attempt, if there is one, leases anew."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+    def attempt(self, number: int, call: Call, observer: Observer) -> Ended:
+        """Run attempt `number` of this task run on every host, to its end.
+
+        Raises:
+            ConfigurationError, TopologyError: before anything is reserved.
+            SliceUnavailableError: no slices before the deadline.
+            GangCancelledError: cancelled before its processes were launched.
+        """
+        plan = self.plan
+        shape = plan.resolve()
+        payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=call.project_root)
+        attempt = Attempt(number).lease()
+        began = time.monotonic()
+        plan.fleet.connect(say=observer.say)
+        if (nothing := inventory.no_slices_message(plan.fleet.describe())) is not None:
+            raise ConfigurationError(nothing)
+        try:
+            if self._lease is None:
+                self._lease = QUEUE.acquire(
+                    shape,
+                    plan.num_slices,
+                    timeout_seconds=plan.lease_timeout_seconds,
+                    fleet=plan.fleet.describe(),
+                    cancelled=self._cancelled.is_set,
+                    say=observer.say,
+                    say_interval_seconds=plan.queue_message_interval_seconds,
+                )
+        except SliceUnavailableError:
+            attempt.stop(Kind.UNPROVISIONED)
+            raise
+        lease = self._lease
+        lease_seconds = time.monotonic() - began
+        try:
+            return self._run(attempt, lease, lease_seconds, shape, payload, observer)
+        except BaseException:
+            self.release()
+            raise
+
+    def _run(
+        self,
+        attempt: Attempt,
+        lease: GangLease,
+        lease_seconds: float,
+        shape: SliceShape,
+        payload: list[Any],
+        observer: Observer,
+    ) -> Ended:
+        plan, gang = self.plan, lease.gang
+        hosts = [member.host for member in gang.members]
+        names = ", ".join(one.name for one in gang.slices)
+        observer.say(f"attempt {attempt.number} on {names}: {gang.num_processes} hosts")
+        agents = AGENTS.take(hosts, idle_release_seconds=plan.agent_idle_release_seconds)
+        one = GangAttempt(
+            gang=gang,
+            shape=shape,
+            agents=agents,
+            attempt=attempt,
+            payload=payload,
+            options=self._options(gang.num_processes),
+            observer=observer,
+            cancelled=self._cancelled.is_set,
+        )
+        try:
+            end = one.run()
+        finally:
+            AGENTS.give_back(hosts)
+            for member in one.unresponsive:
+                AGENTS.drop(member.host)
+                QUEUE.suspect(member.slice_name)
+            if one.unresponsive:
+                self.release()  # a lost slice's group would wait for it for ever
+        verdict = _verdict(end)
+        report = AttemptReport(
+            number=attempt.number,
+            gang=gang,
+            evidence=end.evidence,
+            verdict=verdict,
+            lease_seconds=lease_seconds,
+            launch_seconds=end.launch_seconds,
+            run_seconds=end.run_seconds,
+            summaries=end.summaries,
+        )
+        if verdict.kind is Kind.SUCCEEDED:
+            self.release()
+            return Ended(report, [pickling.loads(b) for b in end.buffers if b is not None], None)
+        if verdict.kind is Kind.CANCELLED:
+            self.release()
+        return Ended(report, None, _user_error(end, verdict))
+
+    def _options(self, num_processes: int) -> AttemptOptions:
+        plan = self.plan
+        jax = plan.jax_distributed
+        return AttemptOptions(
+            run_id=self.run_id,
+            preload=plan.preload,
+            user_env=plan.env,
+            jax_distributed=(num_processes > 1 and "jax" in plan.preload) if jax == "auto" else jax,
+            jax_initialization_timeout_seconds=plan.jax_initialization_timeout_seconds,
+            agent_start_timeout_seconds=plan.agent_start_timeout_seconds,
+            launch_timeout_seconds=plan.launch_timeout_seconds,
+            agent_poll_seconds=plan.agent_poll_seconds,
+            failure_window_seconds=plan.failure_window_seconds,
+            cancel_grace_seconds=plan.cancel_grace_seconds,
+            timeout_seconds=plan.timeout_seconds,
+            process0_only=plan.process0_only,
+            inline_payload_bytes=plan.inline_payload_bytes,
+            checkpoint_dir=plan.checkpoint_dir,
+        )
+
+
+def _verdict(end: AttemptEnd) -> Verdict:
+    if end.outcome is Kind.CANCELLED:
+        return Verdict(Kind.CANCELLED, "cancelled")
+    if end.outcome is Kind.TIMED_OUT:
+        return Verdict(Kind.TIMED_OUT, "ran longer than timeout_seconds")
+    return decide(end.evidence)
+
+
+def _user_error(end: AttemptEnd, verdict: Verdict) -> BaseException | None:
+    """What the function raised on the first culprit, with the host's traceback as its cause."""
+    if verdict.kind is not Kind.USER_ERROR:
+        return None
+    raised = next(one.raised for one in end.evidence if one.process_id == verdict.culprits[0])
+    if raised is None or raised.pickled is None:
+        return None
+    try:
+        error = cloudpickle.loads(raised.pickled)
+    except Exception:  # noqa: BLE001 - whatever the user's class does when it is rebuilt here
+        return None
+    if not isinstance(error, BaseException):
+        return None
+    error.__cause__ = RemoteTraceback(raised.traceback)
+    return error
+
+
+def close() -> None:
+    """End all agents of this process."""
+    AGENTS.close()
+

@@ -1,0 +1,256 @@
+"""The one Ray connection of this process: opened off the main thread, shared, and never ray://."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+import ray
+from ray._private import services
+from ray._private.worker import WORKER_MODE, global_worker
+
+from prefect_tpu.core.errors import ConfigurationError
+
+log = logging.getLogger("prefect_tpu.session")
+
+DEFAULT_NAMESPACE = "prefect_tpu"
+REACH_TIMEOUT_SECONDS = 5.0
+"""How long the cluster's port may take to answer; Ray's own wait, which comes after it, is much longer."""
+CONNECT_TIMEOUT_SECONDS = 60.0
+"""How long Ray may take to connect once the port has answered."""
+
+
+class _Session:
+    """State of the connection. `lock` guards all of it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.address: str | None = None
+        self.ours = False
+        self.holds = 0
+        self.generation = 0
+
+
+_session = _Session()
+
+
+def connect(address: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
+    """Connect this process to a Ray cluster, or find that it is connected already. From any thread.
+
+    Args:
+        address: "host:port" of the cluster, or "auto" for the one that runs on this machine (or the one in
+            RAY_ADDRESS).
+        namespace: Ray's namespace for named actors.
+
+    Returns:
+        The cluster's "host:port".
+
+    Raises:
+        ConfigurationError: not an address, not reachable, connected elsewhere, or called inside a Ray worker.
+    """
+    _refuse_inside_ray_worker()
+    _refuse_ray_client(address)
+    with _session.lock:
+        _notice_foreign_shutdown()
+        if ray.is_initialized():
+            current = _current_address()
+            if address == "auto" or _same(address, current):
+                if _session.address != current:
+                    _adopt(current, ours=False)
+                return current
+            if not _session.ours:
+                raise ConfigurationError(
+                    f"This process is connected to Ray at {current}, which was opened outside prefect_tpu, and "
+                    f"this gang wants {address}. A process has one Ray connection: use that cluster "
+                    f"(RayFleet({current!r})), or call ray.shutdown() before the gang starts."
+                )
+            if _session.holds:
+                raise ConfigurationError(
+                    f"This process holds slices of Ray at {current}, and another gang wants {address}. A "
+                    "process has one Ray connection: let the gangs on the first fleet end before one starts "
+                    "on the second, or run them as two flow runs."
+                )
+            _disconnect_locked()
+        target = _resolve(address)
+        _check_reachable(target, address)
+        _off_main_thread(lambda: _init(target, namespace))
+        _adopt(target, ours=True)
+        return target
+
+
+def disconnect(address: str | None = None) -> None:
+    """Close the connection if it is ours (and, if given, to `address`). Safe to call at any time."""
+    with _session.lock:
+        _notice_foreign_shutdown()
+        if _session.ours and (address is None or _session.address == address):
+            _disconnect_locked()
+
+
+def hold() -> None:
+    """Say that slices of the connected cluster are in use: the connection may not change now."""
+    with _session.lock:
+        _session.holds += 1
+
+
+def release() -> None:
+    """Take back one `hold`."""
+    with _session.lock:
+        if _session.holds == 0:
+            raise RuntimeError("session.release() without a hold()")
+        _session.holds -= 1
+
+
+def in_use() -> int:
+    """How many holds there are."""
+    with _session.lock:
+        return _session.holds
+
+
+def generation() -> int:
+    """A number that changes with every new connection: handles of an older one are worthless."""
+    with _session.lock:
+        _notice_foreign_shutdown()
+        return _session.generation
+
+
+def address() -> str | None:
+    """Where this process is connected to, None if it is not."""
+    with _session.lock:
+        _notice_foreign_shutdown()
+        return _session.address
+
+
+def _adopt(address: str, *, ours: bool) -> None:
+    _session.address, _session.ours = address, ours
+    _session.generation += 1
+
+
+def _disconnect_locked() -> None:
+    _session.address, _session.ours = None, False
+    _session.generation += 1
+    _off_main_thread(ray.shutdown)
+
+
+def _notice_foreign_shutdown() -> None:
+    """Somebody else (a RayTaskRunner that ends, the user) may have shut Ray down under us."""
+    if _session.address is None or (ray.is_initialized() and _current_address() == _session.address):
+        return
+    log.warning(
+        "The Ray connection to %s was closed or replaced outside prefect_tpu%s. Do not call ray.shutdown(), and "
+        "let no RayTaskRunner() without an address end, while gangs run.",
+        _session.address,
+        ", while slices were in use" if _session.holds else "",
+    )
+    _session.address, _session.ours = None, False
+    _session.generation += 1
+
+
+def _current_address() -> str:
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _init(target: str, namespace: str) -> None:
+    try:
+        ray.init(
+            address=target,
+            namespace=namespace,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ConfigurationError(
+            f"Ray at {target} answers, but this process cannot join it: {error} The driver must run on a host of "
+            "that Ray cluster, with the cluster's Ray and Python versions. Beside a cluster, start a node "
+            f"without resources first: `ray start --address={target} --num-cpus=0`."
+        ) from error
+
+
+def _off_main_thread(do: Callable[[], object]) -> None:
+    """Run on a short-lived thread: on the main thread Ray replaces the SIGTERM handler, and with it Prefect's."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            do()
+        except BaseException as error:  # noqa: BLE001 - carried to the caller
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="prefect-tpu-ray-connect", daemon=True)
+    thread.start()
+    thread.join(CONNECT_TIMEOUT_SECONDS)
+    if thread.is_alive():
+        raise ConfigurationError(
+            f"Ray did not answer within {CONNECT_TIMEOUT_SECONDS:g} s after its port did. Look at the cluster's "
+            "state (`ray status`) and at the logs of its head."
+        )
+    if failure:
+        raise failure[0]
+
+
+def _resolve(address: str) -> str:
+    try:
+        target = services.canonicalize_bootstrap_address(address)
+    except (ConnectionError, ValueError, OSError) as error:
+        if address == "auto":
+            raise ConfigurationError(
+                f"No Ray cluster runs on this machine (address 'auto': looked at RAY_ADDRESS, at Ray's own note "
+                f"of its last start, and at running processes): {error} Start Ray here, give host:port, or use "
+                "LocalFleet() for simulated slices."
+            ) from error
+        raise ConfigurationError(
+            f"{address!r} is not an address of a Ray cluster: {error} Give 'auto' or 'host:port'."
+        ) from error
+    if target is None or target == "auto":
+        raise ConfigurationError(
+            f"No Ray cluster found for address {address!r} (looked at RAY_ADDRESS, at Ray's own note of its last "
+            "start, and at running processes). Start Ray here, give host:port, or use LocalFleet() for simulated "
+            "slices."
+        )
+    _refuse_ray_client(target)
+    return target
+
+
+def _check_reachable(target: str, asked: str) -> None:
+    host, _, port = target.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        via = "" if asked == target else f" (address {asked!r})"
+        raise ConfigurationError(
+            f"Ray at {target}{via} does not answer: {error}, tried for at most {REACH_TIMEOUT_SECONDS:g} s. Is the "
+            "cluster up, and is this its GCS port (6379 by default)? Start it, correct the address, or use "
+            "LocalFleet() for simulated slices."
+        ) from error
+
+
+def _refuse_ray_client(address: str) -> None:
+    if not isinstance(address, str) or not address:
+        raise ConfigurationError(f"A Ray address is 'auto' or 'host:port', got {address!r}.")
+    if address.startswith("ray://"):
+        raise ConfigurationError(
+            f"{address!r} is a Ray Client address. Gangs move results and arguments through Ray's object store on "
+            "the driver's own host, and Ray Client has none there. Run the flow on a host of the cluster and use "
+            "'auto' or its 'host:port' (6379 by default); beside a cluster, start a node without resources "
+            "first: `ray start --address=host:port --num-cpus=0`."
+        )
+
+
+def _refuse_inside_ray_worker() -> None:
+    if global_worker.connected and global_worker.mode == WORKER_MODE:
+        raise ConfigurationError(
+            "A gang was started inside a Ray worker process (by a RayTaskRunner, or in a Ray task or actor). "
+            "Start it from the flow: gangs are reached from the process that the Prefect engine runs in."
+        )
+
+
+def _same(asked: str, current: str) -> bool:
+    if asked == current:
+        return True
+    try:
+        return bool(services.canonicalize_bootstrap_address(asked) == current)
+    except (ConnectionError, ValueError, OSError):
+        return False

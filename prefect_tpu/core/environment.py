@@ -1,0 +1,40 @@
+"""The variables that a host process of a gang finds in its environment."""
+
+from __future__ import annotations
+
+from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.topology import SliceShape
+
+MEGASCALE_PORT_OVERRIDE = "COORD_PORT"
+"""A user variable with this name fixes MegaScale's port; without it each attempt gets a new one."""
+
+COORDINATION_PREFIXES = ("MEGASCALE_",)
+"""Variables that must never leak from one attempt, or from the host, into another."""
+
+
+def gang_environment(
+    gang: Gang, member: Member, shape: SliceShape, *, megascale_port: int, user_env: dict[str, str]
+) -> dict[str, str]:
+    """Variables of one host process, beside the user's own.
+
+    `MEGASCALE_*` only for more than one slice (as `ray.util.tpu.get_tpu_coordinator_env_vars` names
+    them); the others are what users of the system before this one rely on. `TPU_NAME` is the host's own
+    and is not touched, and neither is `TPU_ZONE`, which real TPU hosts have already.
+    """
+    env = {
+        "EXECUTOR_CALL_INDEX": str(member.host_index),
+        "EXECUTOR_CALL_SLICE": str(member.slice_index),
+        "TPU_SLICE_NAME": member.slice_name,
+        "TPU_HOST_ID": str(member.host_index),
+        "TPU_NUM_DEVICES": str(member.host.chips),
+        "TPU_VERSION": shape.accelerator_type,
+        "TPU_POD_COUNT": str(gang.num_slices),
+    }
+    if gang.num_slices > 1:
+        env |= {
+            "MEGASCALE_COORDINATOR_ADDRESS": gang.coordinator.address,
+            "MEGASCALE_PORT": user_env.get(MEGASCALE_PORT_OVERRIDE, str(megascale_port)),
+            "MEGASCALE_NUM_SLICES": str(gang.num_slices),
+            "MEGASCALE_SLICE_ID": str(member.slice_index),
+        }
+    return env

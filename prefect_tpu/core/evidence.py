@@ -1,0 +1,72 @@
+"""What is known about one host process when its attempt has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect_tpu.core.host import Raised
+
+JAX_RUNTIME_ERRORS = frozenset({"XlaRuntimeError", "JaxRuntimeError"})
+"""What JAX raises on a host whose peers are gone. It says nothing about who was first."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostEvidence:
+    """Everything seen of one host process, from inside and from outside.
+
+    Attributes:
+        process_id: global, slice-major.
+        slice_index, host_index, slice_name: where it ran.
+        returned: the function returned and its result is in the driver.
+        raised: what was raised on the host, and where.
+        exit_code: of the process, None if it was ended by a signal or is not known.
+        signal: that ended it, unless it was ours.
+        stopped_by_us: the stop barrier ended it; its own end says nothing.
+        lost: why the host cannot be reached any more, None if it can.
+        preempted: Ray, the cloud or the host itself said that it was taken away.
+        last_stderr: the last lines that it wrote.
+    """
+
+    process_id: int
+    slice_index: int
+    host_index: int
+    slice_name: str
+    returned: bool = False
+    raised: Raised | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    stopped_by_us: bool = False
+    lost: str | None = None
+    preempted: bool = False
+    last_stderr: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"slice {self.slice_index} host {self.host_index}"
+
+    @property
+    def raised_in_function(self) -> bool:
+        return self.raised is not None and self.raised.stage == "function"
+
+    @property
+    def raised_by_peer_loss(self) -> bool:
+        """Raised something that JAX raises when another host is gone."""
+        return (
+            self.raised is not None and self.raised.type_name.rpartition(".")[2] in JAX_RUNTIME_ERRORS
+        )
+
+    @property
+    def raised_fatal(self) -> bool:
+        """Failed in a way that no repetition mends: cannot import, cannot unpickle, cannot ship back."""
+        return self.raised is not None and self.raised.stage in ("environment", "preload", "unpickle", "result")
+
+    @property
+    def crashed(self) -> bool:
+        """The process ended by itself without a word."""
+        return (
+            not self.returned
+            and self.raised is None
+            and self.lost is None
+            and not self.stopped_by_us
+            and (self.signal is not None or self.exit_code is not None)
+        )

@@ -1,0 +1,124 @@
+"""What driver and host say to each other about one attempt: one request, a stream of events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Stage = Literal["environment", "preload", "jax", "unpickle", "function", "result"]
+"""Where on the host something was raised. Only "function" is the user's own code running."""
+
+
+@dataclass(frozen=True, slots=True)
+class JaxInit:
+    """Arguments of `jax.distributed.initialize` for one host process."""
+
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+    initialization_timeout_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """Everything a host needs, beside function and arguments, to run one attempt.
+
+    Attributes:
+        attempt_id: unique for each attempt; the name in every later call.
+        context: fields of `runtime.Context` (see runtime.py), JSON-able.
+        gang_env: variables that the child sets after the fork (MEGASCALE_*, TPU_*, EXECUTOR_*).
+        user_env: the user's variables; a zygote is started with them, so import-time ones work.
+        preload: modules that the zygote imports ahead.
+        jax: how to initialize JAX's distributed runtime, or None for not at all.
+        log_level: lowest level of `logging` records that travel to the driver.
+    """
+
+    attempt_id: str
+    context: dict[str, object]
+    gang_env: dict[str, str]
+    user_env: dict[str, str]
+    preload: tuple[str, ...]
+    jax: JaxInit | None
+    log_level: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """What `prepare` found on a host: version of prefect_tpu there, process ids, seconds it took."""
+
+    version: str
+    agent_pid: int
+    zygote_pid: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line that the function (or a library below Python) wrote."""
+
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One `logging` record of the function."""
+
+    level: int
+    logger: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The child got this far: "forked", "initialized" (JAX is up), "entered" (the function runs)."""
+
+    name: Literal["forked", "initialized", "entered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`runtime.report(step=..., **metrics)`; only the newest of each poll is kept."""
+
+    step: int | None
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The function returned and its result lies ready; the child waits for `finish`."""
+
+    result_bytes: int
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """Something was raised. `pickled` is the exception by cloudpickle, None if it does not pickle."""
+
+    stage: Stage
+    type_name: str
+    message: str
+    traceback: str
+    pickled: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The child and its whole session are dead. Last event of an attempt on a host."""
+
+    exit_code: int | None
+    signal: int | None
+    last_stderr: tuple[str, ...] = ()
+
+
+Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Exited
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Answer to one long poll: new events, the cursor for the next one, lines dropped so far."""
+
+    events: tuple[Event, ...] = ()
+    cursor: int = 0
+    dropped_lines: int = field(default=0)

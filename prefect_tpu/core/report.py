@@ -1,0 +1,68 @@
+"""What is kept of an attempt after it has ended: the ledger's entry, and the rows of its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.gang import Gang
+from prefect_tpu.core.verdict import Kind, Verdict
+
+MAX_SUMMARY_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """One attempt, ended.
+
+    Attributes:
+        number: counted from 1.
+        gang: who took part; None if no slices were found.
+        evidence: one entry per host process, in process-id order.
+        verdict: why it ended.
+        lease_seconds, launch_seconds, run_seconds: waiting for slices; from there until the function was
+            entered on every host; from there to the end.
+        summaries: short text of each host's result, in process-id order.
+    """
+
+    number: int
+    gang: Gang | None
+    evidence: tuple[HostEvidence, ...]
+    verdict: Verdict
+    lease_seconds: float
+    launch_seconds: float
+    run_seconds: float
+    summaries: tuple[str, ...] = ()
+
+    def rows(self) -> list[dict[str, str | int | float]]:
+        """One row per slice, JSON-able, for a table artifact."""
+        if self.gang is None:
+            return []
+        return [self._row(index) for index in range(self.gang.num_slices)]
+
+    def _row(self, slice_index: int) -> dict[str, str | int | float]:
+        assert self.gang is not None
+        one = self.gang.slices[slice_index]
+        mine = [host for host in self.evidence if host.slice_index == slice_index]
+        outcome = self._outcome(mine)
+        first = slice_index * self.gang.hosts_per_slice
+        result = self.summaries[first] if len(self.summaries) > first else ""
+        return {
+            "attempt": self.number,
+            "slice": slice_index,
+            "name": one.name,
+            "hosts": len(one.hosts),
+            "outcome": outcome,
+            "lease seconds": round(self.lease_seconds, 2),
+            "launch seconds": round(self.launch_seconds, 2),
+            "run seconds": round(self.run_seconds, 2),
+            "cause": self.verdict.cause if any(h.process_id in self.verdict.culprits for h in mine) else "",
+            "result": result[:MAX_SUMMARY_CHARS],
+        }
+
+    def _outcome(self, hosts: list[HostEvidence]) -> str:
+        if any(host.process_id in self.verdict.culprits for host in hosts):
+            return self.verdict.kind.value
+        if self.verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED, Kind.TIMED_OUT):
+            return self.verdict.kind.value
+        return "RETURNED" if all(host.returned for host in hosts) else "COLLATERAL"

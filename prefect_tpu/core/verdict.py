@@ -1,0 +1,188 @@
+"""One verdict for each attempt: what happened, whose fault, what it is charged to, what to do."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from prefect_tpu.core.evidence import HostEvidence
+
+Charge = Literal["failures", "preemptions", "infrastructure", "nothing"]
+
+
+class Kind(str, Enum):
+    """What an attempt ended with."""
+
+    SUCCEEDED = "SUCCEEDED"
+    PREEMPTED = "PREEMPTED"
+    INFRASTRUCTURE = "INFRASTRUCTURE"
+    USER_ERROR = "USER_ERROR"
+    CRASHED_PROCESS = "CRASHED_PROCESS"
+    UNPROVISIONED = "UNPROVISIONED"
+    FATAL = "FATAL"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+
+CHARGED_TO: dict[Kind, Charge] = {
+    Kind.SUCCEEDED: "nothing",
+    Kind.PREEMPTED: "preemptions",
+    Kind.INFRASTRUCTURE: "infrastructure",
+    Kind.USER_ERROR: "failures",
+    Kind.CRASHED_PROCESS: "failures",
+    Kind.UNPROVISIONED: "nothing",
+    Kind.FATAL: "nothing",
+    Kind.CANCELLED: "nothing",
+    Kind.TIMED_OUT: "failures",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why an attempt ended.
+
+    Attributes:
+        kind: what it was.
+        cause: one sentence that names slice and host.
+        resolution: what a person can do.
+        culprits: process ids at the root of it.
+        collateral: process ids that failed only because of the culprits.
+    """
+
+    kind: Kind
+    cause: str = ""
+    resolution: str = ""
+    culprits: tuple[int, ...] = ()
+    collateral: tuple[int, ...] = ()
+
+    @property
+    def charge(self) -> Charge:
+        return CHARGED_TO[self.kind]
+
+
+def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Verdict:
+    """Join the evidence of every host of an attempt into one verdict.
+
+    Loss from outside explains errors inside, never the other way round; of errors inside, what only JAX
+    raises when a peer is gone is never the root if there is another. Order of arrival plays no part, and
+    neither does the text of an exception.
+
+    Args:
+        evidence: one entry per host process, in any order.
+        preemptible: the slices can be taken away, so a host that vanishes counts as preempted.
+    """
+    hosts = sorted(evidence, key=lambda one: one.process_id)
+    if all(one.returned for one in hosts):
+        return Verdict(Kind.SUCCEEDED)
+    lost_slices = {one.slice_index for one in hosts} - {one.slice_index for one in hosts if one.lost is None}
+    taken = [
+        one
+        for one in hosts
+        if one.preempted or (one.lost is not None and (preemptible or one.slice_index in lost_slices))
+    ]
+    if taken:
+        names = ", ".join(sorted({f"slice {one.slice_index} ({one.slice_name})" for one in taken}))
+        return _verdict(
+            Kind.PREEMPTED,
+            hosts,
+            taken,
+            f"{names} preempted: {taken[0].label} {taken[0].lost or 'was drained'}",
+            "nothing, if the run can go on from its checkpoint: another slice takes its place when one is free",
+        )
+    fatal = [one for one in hosts if one.raised_fatal]
+    if fatal:
+        raised = fatal[0].raised
+        assert raised is not None
+        return _verdict(
+            Kind.FATAL,
+            hosts,
+            fatal,
+            f"{fatal[0].label} failed at stage {raised.stage!r}: {raised.type_name}: {raised.message}",
+            _FATAL_RESOLUTIONS[raised.stage],
+        )
+    lost = [one for one in hosts if one.lost is not None]
+    if lost:
+        return _verdict(
+            Kind.INFRASTRUCTURE,
+            hosts,
+            lost,
+            f"{lost[0].label} ({lost[0].slice_name}) lost: {lost[0].lost}",
+            "look at the host's own logs; the slice is replaced for the next attempt",
+        )
+    in_function = [one for one in hosts if one.raised_in_function]
+    own = [one for one in in_function if not one.raised_by_peer_loss]
+    if own:
+        return _user_error(hosts, own)
+    crashed = [one for one in hosts if one.crashed]
+    roots = [one for one in crashed if one.signal != signal.SIGABRT] or crashed
+    if roots:
+        return _verdict(
+            Kind.CRASHED_PROCESS, hosts, roots, f"{roots[0].label} {_ended_how(roots[0])}", _CRASH_RESOLUTION
+        )
+    if in_function:
+        return _user_error(hosts, in_function)
+    starting = [one for one in hosts if one.raised is not None]
+    if starting:
+        raised = starting[0].raised
+        assert raised is not None
+        return _verdict(
+            Kind.INFRASTRUCTURE,
+            hosts,
+            starting,
+            f"{starting[0].label} could not start JAX: {raised.type_name}: {raised.message}",
+            "a new attempt gets new ports; if it repeats, look at the network between the hosts",
+        )
+    silent = [one for one in hosts if not one.returned]
+    return _verdict(
+        Kind.INFRASTRUCTURE,
+        hosts,
+        silent,
+        f"{silent[0].label} ended and left no word why",
+        "look at the host's own logs; the next attempt starts afresh",
+    )
+
+
+_CRASH_RESOLUTION = "look at the last lines that it wrote, above; exit by SIGKILL usually means out of memory"
+
+_FATAL_RESOLUTIONS = {
+    "environment": "mend the `env` of the runner",
+    "preload": "install the module on the hosts or take it out of `preload`",
+    "unpickle": "install on the hosts what the function needs, with the versions of the driver",
+    "result": "return something that pickles: arrays, numbers, strings, plain classes",
+}
+
+
+def _user_error(hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence]) -> Verdict:
+    raised = culprits[0].raised
+    assert raised is not None
+    others = "" if len(culprits) == 1 else f" (and {len(culprits) - 1} more hosts)"
+    return _verdict(
+        Kind.USER_ERROR,
+        hosts,
+        culprits,
+        f"{culprits[0].label} raised {raised.type_name}: {raised.message}{others}",
+        "mend the function; the traceback is that of the host",
+    )
+
+
+def _verdict(
+    kind: Kind, hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence], cause: str, resolution: str
+) -> Verdict:
+    guilty = tuple(one.process_id for one in culprits)
+    collateral = tuple(
+        one.process_id for one in hosts if one.process_id not in guilty and not one.returned
+    )
+    return Verdict(kind, cause, resolution, guilty, collateral)
+
+
+def _ended_how(one: HostEvidence) -> str:
+    if one.signal is None:
+        return f"exited with code {one.exit_code} before its function returned"
+    try:
+        name = signal.Signals(one.signal).name
+    except ValueError:
+        name = f"signal {one.signal}"
+    return f"was ended by {name}"

@@ -1,0 +1,277 @@
+"""One task run of a gang, between Prefect's engine (which retries) and the cluster (which runs)."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
+
+from prefect_tpu import artifacts
+from prefect_tpu.cluster import pickling
+from prefect_tpu.cluster.gang import BARRIER_MARGIN_SECONDS
+from prefect_tpu.cluster.run import Call, Ended, GangRun
+from prefect_tpu.core.errors import (
+    ConfigurationError,
+    GangCancelledError,
+    GangTimeoutError,
+    HostLostError,
+    HostProcessError,
+    RetriesExhaustedError,
+    SlicePreemptedError,
+)
+from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.core.retry import Decision, Spent, decide_retry
+from prefect_tpu.core.verdict import Kind
+from prefect_tpu.logs import RunLog
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State, TaskRun
+
+    from prefect_tpu.task_runners import TpuMultisliceRunner
+    from prefect_tpu.tasks import GangTask
+
+LOOK_SECONDS = 0.2
+"""How often the engine's thread looks whether it is to stop, while the gang runs on a thread of its own."""
+
+
+class GangLaunch:
+    """What the attempts of one task run share: leases, budgets, ledger, and the word to stop."""
+
+    def __init__(self, runner: TpuMultisliceRunner, task: GangTask[..., Any]) -> None:
+        self.runner = runner
+        self.task = task
+        self.timeout_seconds = task.timeout_seconds
+        self.spent = Spent()
+        self.reports: list[AttemptReport] = []
+        self._user_delay = task.retry_delay_seconds
+        self._user_jitter = task.retry_jitter_factor
+        self._user_condition = task.retry_condition_fn
+        self._decision = Decision(None)
+        self._cancelled = threading.Event()
+        self._run: GangRun | None = None
+
+    # -- from outside
+
+    def cancel(self) -> None:
+        """End the attempt that runs; the task run ends as Prefect's own cancelled task runs do."""
+        self._cancelled.set()
+        if self._run is not None:
+            self._run.cancel()
+
+    def close(self) -> None:
+        """The task run is over: nothing stays reserved."""
+        if self._run is not None:
+            self._run.release()
+
+    def retry_condition(self) -> Callable[..., Any]:
+        """Prefect's `retry_condition_fn` for the clone: our causes first, else the user's own."""
+        user = self._user_condition
+        if inspect.iscoroutinefunction(user):
+
+            async def decide_async(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
+                if self._decision.retry is not None:
+                    return self._decision.retry
+                return self._keep_or_release(bool(await user(task, task_run, state)))
+
+            return decide_async
+
+        def decide(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
+            if self._decision.retry is not None:
+                return self._decision.retry
+            return self._keep_or_release(True if user is None else bool(user(task, task_run, state)))
+
+        return decide
+
+    def _keep_or_release(self, retry: bool) -> bool:
+        delay = self.task.retry_delay_seconds
+        longest = max(delay) if isinstance(delay, Sequence) else delay or 0
+        if self._run is not None and (not retry or longest > self.runner.lease_hold_seconds):
+            self._run.release()
+        return retry
+
+    # -- one attempt, on the engine's thread
+
+    def call(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one attempt to its end and return the gang's result."""
+        future, context = self._start(body, args, kwargs)
+        try:
+            while not concurrent.futures.wait([future], timeout=LOOK_SECONDS).done:
+                self._look(context)
+        except BaseException:
+            # A timeout, Ctrl-C or SIGTERM can arrive at any bytecode: stop the gang, then let it through.
+            self.cancel()
+            concurrent.futures.wait([future], timeout=self._barrier_seconds)
+            self.close()
+            raise
+        return self._conclude(future.result())
+
+    async def call_async(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `call`, and the event loop never blocks."""
+        future, context = self._start(body, args, kwargs)
+        waiting = asyncio.wrap_future(future)
+        try:
+            while not (await asyncio.wait([waiting], timeout=LOOK_SECONDS))[0]:
+                self._look(context)
+        except BaseException:
+            self.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([asyncio.wrap_future(future)], timeout=self._barrier_seconds)
+            self.close()
+            raise
+        return self._conclude(waiting.result())
+
+    @property
+    def _barrier_seconds(self) -> float:
+        return self.runner.cancel_grace_seconds + BARRIER_MARGIN_SECONDS
+
+    def _start(
+        self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[concurrent.futures.Future[Ended], TaskRunContext]:
+        context = TaskRunContext.get()
+        assert context is not None
+        logger = get_run_logger()
+        number = len(self.reports) + 1
+        if self._run is None:
+            self._run = GangRun(
+                self.runner.plan(timeout_seconds=self.timeout_seconds, run_id=str(context.task_run.id), say=logger),
+                run_id=str(context.task_run.id),
+            )
+        run = self._run
+        if self._cancelled.is_set():
+            run.cancel()
+        call = Call(body, args, kwargs, pickling.project_root_of(body))
+        future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                future.set_result(run.attempt(number, call, RunLog(logger)))
+            except BaseException as error:  # noqa: BLE001 - it is raised again on the engine's thread
+                future.set_exception(error)
+
+        # A thread of its own: what Prefect injects into the engine's thread cannot tear the attempt apart.
+        threading.Thread(
+            target=copy_context().run, args=(work,), name=f"gang-{context.task_run.name}", daemon=True
+        ).start()
+        return future, context
+
+    def _look(self, context: TaskRunContext) -> None:
+        """Stop if the flow run that this task run belongs to has ended badly, or the process is ending."""
+        flow = FlowRunContext.get()
+        state = flow.flow_run.state if flow is not None and flow.flow_run is not None else None
+        flow_ended_badly = state is not None and state.is_final() and not state.is_completed()
+        if flow_ended_badly or not threading.main_thread().is_alive():
+            self.cancel()
+
+    def _conclude(self, ended: Ended) -> Any:
+        report = ended.report
+        self.reports.append(report)
+        self._publish()
+        verdict = report.verdict
+        if verdict.kind is Kind.SUCCEEDED:
+            assert ended.results is not None and report.gang is not None
+            return self.runner.shape_results(ended.results, report.gang.hosts_per_slice)
+        self.spent = self.spent.charge(verdict)
+        self._decision = decide_retry(verdict, self.spent, self.runner.limits)
+        self._set_retry()
+        if verdict.kind is Kind.CANCELLED:
+            # What Prefect's own runner raises for a task run that it cancels; it ends Crashed, not retried.
+            raise asyncio.CancelledError("the gang was cancelled") from GangCancelledError(verdict.cause)
+        error = ended.error if ended.error is not None else _error(report, self.timeout_seconds)
+        if self._decision.retry is False and self._decision.reason:
+            raise RetriesExhaustedError(
+                f"{self._decision.reason}; last: {verdict.cause}", tuple(self.reports)
+            ) from error
+        raise error
+
+    def _set_retry(self) -> None:
+        """Set the clone's retry fields for this cause; the engine reads them after the exception."""
+        clone = self.task
+        if self._decision.retry:
+            clone.retries += 1
+            clone.retry_delay_seconds = 0
+            clone.retry_jitter_factor = None
+        else:
+            delay = self._user_delay
+            if isinstance(delay, Sequence) and delay:
+                delay = delay[min(max(self.spent.failures, 1), len(delay)) - 1]
+            clone.retry_delay_seconds = delay
+            clone.retry_jitter_factor = self._user_jitter
+
+    def _publish(self) -> None:
+        context = TaskRunContext.get()
+        assert context is not None
+        run = context.task_run
+        target = artifacts.TableTarget(
+            artifacts.table_key(self.task.name), self.task.name, run.id, run.flow_run_id
+        )
+        artifacts.publish(target, self.reports)
+
+
+def _error(report: AttemptReport, timeout_seconds: float | None) -> Exception:
+    """The exception for a verdict whose cause is not an exception of the user's that can be shown."""
+    verdict = report.verdict
+    text = f"{verdict.cause}. What to do: {verdict.resolution}."
+    match verdict.kind:
+        case Kind.PREEMPTED:
+            return SlicePreemptedError(text, verdict)
+        case Kind.INFRASTRUCTURE:
+            return HostLostError(text, verdict)
+        case Kind.TIMED_OUT:
+            return GangTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
+    culprit = next(one for one in report.evidence if one.process_id in verdict.culprits)
+    if verdict.kind is Kind.FATAL and culprit.raised is not None and culprit.raised.stage == "preload":
+        return ConfigurationError(text)
+    return HostProcessError(text + _details(culprit), verdict)
+
+
+def _details(culprit: HostEvidence) -> str:
+    if culprit.raised is not None:
+        unpickled = culprit.raised.stage == "function" and culprit.raised.pickled is None
+        note = f" ({culprit.raised.type_name} itself could not be sent to the driver)" if unpickled else ""
+        return f"{note}\n{culprit.raised.traceback}"
+    return "".join(f"\n  {line}" for line in culprit.last_stderr)
+
+
+def current_launch(body: Callable[..., Any]) -> GangLaunch | None:
+    """The launch that the running task run belongs to; None where `fn` is called as a plain function."""
+    context = TaskRunContext.get()
+    if context is None or getattr(context.task, "body", None) is not body:
+        return None
+    task: Any = context.task
+    return task.launch if task.launch is not None else GangLaunch(task.task_runner, task)
+
+
+def make_launcher(body: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that Prefect's engine calls in place of `body`.
+
+    Called outside a task run it is `body` itself, as `task.fn(...)` is in Prefect.
+    """
+    if inspect.iscoroutinefunction(body):
+
+        @functools.wraps(body)
+        async def launch_async(*args: Any, **kwargs: Any) -> Any:
+            launch = current_launch(body)
+            if launch is None:
+                return await body(*args, **kwargs)
+            return await launch.call_async(body, args, kwargs)
+
+        return launch_async
+
+    @functools.wraps(body)
+    def launch_sync(*args: Any, **kwargs: Any) -> Any:
+        launch = current_launch(body)
+        if launch is None:
+            return body(*args, **kwargs)
+        return launch.call(body, args, kwargs)
+
+    return launch_sync

@@ -1,0 +1,236 @@
+"""`prefect_tpu.task`: Prefect's `task` with one argument more."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+import prefect
+from prefect.context import FlowRunContext
+from prefect.tasks import MaterializingTask, Task, TaskOptions
+from prefect.utilities.callables import get_call_parameters
+from typing_extensions import Unpack
+
+from prefect_tpu.cache import with_gang_shape
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.launcher import GangLaunch, make_launcher
+from prefect_tpu.task_runners import Flat, Nested, Process0, TpuMultisliceRunner, runner_for
+
+P = ParamSpec("P")
+R = TypeVar("R")
+RunnerOrClass = TpuMultisliceRunner[Any] | type[TpuMultisliceRunner[Any]]
+
+_OPTION_ATTRIBUTES = {
+    "on_completion": "on_completion_hooks",
+    "on_failure": "on_failure_hooks",
+    "on_running": "on_running_hooks",
+    "on_rollback": "on_rollback_hooks",
+    "on_commit": "on_commit_hooks",
+    "persist_result": "_user_persist_result",
+    "cache_policy": "_user_cache_policy",
+}
+"""Where a Prefect task keeps an option that is not kept under its own name."""
+
+
+class GangTask(Task[P, R]):
+    """A Prefect task whose function runs on every host of a gang.
+
+    Made by `prefect_tpu.task(task_runner=...)`. States, retries, caching and results are those of any
+    Prefect task; only the body of the function goes to the hosts.
+
+    Attributes:
+        body: the user's function. `fn` launches the gang when Prefect's engine calls it, and is `body`
+            everywhere else.
+        task_runner: how the gang runs.
+    """
+
+    body: Callable[..., Any]
+    task_runner: TpuMultisliceRunner[Any]
+    launch: GangLaunch | None = None
+
+    def __init__(
+        self, fn: Callable[P, R], *, task_runner: RunnerOrClass, **options: Unpack[TaskOptions]
+    ) -> None:
+        super().__init__(fn=fn, **options)
+        self._become_gang(task_runner() if isinstance(task_runner, type) else task_runner)
+
+    @classmethod
+    def adopt(cls, task: Task[P, Any], task_runner: TpuMultisliceRunner[Any]) -> GangTask[P, Any]:
+        """`task` as a gang: what `@flow(task_runner=TpuMultisliceRunner(...))` makes of every submitted task."""
+        kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
+        gang = cast("GangTask[P, Any]", kind.__new__(kind))
+        gang.__dict__.update(task.__dict__)
+        gang._become_gang(task_runner)
+        return gang
+
+    def _become_gang(self, task_runner: TpuMultisliceRunner[Any]) -> None:
+        if self.isgenerator:
+            raise ConfigurationError(
+                f"Task {self.name!r} is a generator function. A gang returns one value per host; "
+                "return a list, or send values on the way with prefect_tpu.runtime.report()."
+            )
+        self.task_runner = task_runner
+        self.body = self.fn
+        self.fn = cast(Callable[P, R], make_launcher(self.body))
+
+    def for_run(self) -> tuple[GangTask[P, R], GangLaunch]:
+        """A copy for one task run, whose retry fields the launch may change, and that launch."""
+        clone = copy.copy(self)
+        launch = clone.launch = GangLaunch(self.task_runner, clone)
+        clone.retry_condition_fn = launch.retry_condition()
+        clone.timeout_seconds = None  # the launch counts it from the launch of the gang, not from the queue
+        clone.cache_policy = with_gang_shape(self.cache_policy, self.task_runner.result_shape())
+        return clone, launch
+
+    def with_options(self, *, task_runner: RunnerOrClass | None = None, **options: Any) -> GangTask[P, R]:  # type: ignore[override]
+        """As `prefect.Task.with_options`; the task runner is kept unless another is given."""
+        known = {name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn")}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise TypeError(f"with_options() got unknown options {unknown}; known: {sorted(known)}")
+        plain = Task(fn=self.body, **self._options())  # type: ignore[var-annotated]
+        merged = plain.with_options(**options)
+        gang = GangTask.adopt(merged, runner_for(task_runner) if task_runner is not None else self.task_runner)
+        return cast("GangTask[P, R]", gang)
+
+    def _options(self) -> dict[str, Any]:
+        names = (name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn"))
+        return {name: getattr(self, _OPTION_ATTRIBUTES.get(name, name)) for name in names}
+
+    # -- the three ways to run it; to type checkers they are those of prefect.Task
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Run the gang and return its result; a coroutine for an async function."""
+            clone, launch = self.for_run()
+            call = functools.partial(Task.__call__, clone, *args, **kwargs)
+            if self.isasync:
+                return _finish(call, launch)
+            try:
+                return call()
+            finally:
+                launch.close()
+
+        def submit(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+            """Run the gang on a thread of its own, in a flow or outside; see `prefect.Task.submit`."""
+            parameters = get_call_parameters(self.fn, args, kwargs)
+            with_pool = _pool()
+            future = with_pool.submit(self, parameters, wait_for)
+            if return_state:
+                future.wait()
+                return future.state
+            return future
+
+        def map(
+            self,
+            *args: Any,
+            return_state: bool = False,
+            wait_for: Any = None,
+            deferred: bool = False,
+            **kwargs: Any,
+        ) -> Any:
+            """One gang per element; see `prefect.Task.map`."""
+            if deferred:
+                return super().map(*args, return_state=return_state, wait_for=wait_for, deferred=True, **kwargs)
+            parameters = get_call_parameters(self.fn, args, kwargs, apply_defaults=False)
+            futures = _pool().map(self, parameters, wait_for)
+            if return_state:
+                for future in futures:
+                    future.wait()
+                return [future.state for future in futures]
+            return futures
+
+
+class MaterializingGangTask(GangTask[P, R], MaterializingTask[P, R]):
+    """A `@materialize` task in a flow whose task runner is a TpuMultisliceRunner."""
+
+
+async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], launch: GangLaunch) -> Any:
+    try:
+        return await call()
+    finally:
+        launch.close()
+
+
+def _pool() -> TpuMultisliceRunner[Any]:
+    from prefect.utilities.visualization import VisualizationUnsupportedError, get_task_viz_tracker
+
+    from prefect_tpu.pools import pool_for
+
+    if get_task_viz_tracker():
+        raise VisualizationUnsupportedError("`submit` and `map` are not supported by `flow.visualize()`")
+    return pool_for(FlowRunContext.get())
+
+
+class FlatDecorator(Protocol):
+    """What `task(task_runner=TpuMultisliceRunner())` returns, to type checkers: results are a list."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> GangTask[P, Coroutine[Any, Any, list[R]]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> GangTask[P, list[R]]: ...
+
+
+class NestedDecorator(Protocol):
+    """What `task(task_runner=TpuMultisliceRunner(flatten=False))` returns: a list per slice."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> GangTask[P, Coroutine[Any, Any, list[list[R]]]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> GangTask[P, list[list[R]]]: ...
+
+
+class Process0Decorator(Protocol):
+    """What `task(task_runner=TpuMultisliceRunner(returns="process0"))` returns: the function's own type."""
+
+    def __call__(self, fn: Callable[P, R], /) -> GangTask[P, R]: ...
+
+
+@overload
+def task(fn: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(*, task_runner: None = None, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+@overload
+def task(
+    *, task_runner: TpuMultisliceRunner[Flat] | type[TpuMultisliceRunner[Any]], **options: Unpack[TaskOptions]
+) -> FlatDecorator: ...
+@overload
+def task(*, task_runner: TpuMultisliceRunner[Nested], **options: Unpack[TaskOptions]) -> NestedDecorator: ...
+@overload
+def task(*, task_runner: TpuMultisliceRunner[Process0], **options: Unpack[TaskOptions]) -> Process0Decorator: ...
+
+
+def task(
+    fn: Callable[..., Any] | None = None, /, *, task_runner: RunnerOrClass | None = None, **options: Any
+) -> Any:
+    """Prefect's `task`, with `task_runner=` for functions that run on every host of TPU slices.
+
+    Without `task_runner` it is exactly `prefect.task`.
+
+    Args:
+        fn: the function, when used as a bare decorator.
+        task_runner: a TpuMultisliceRunner, or the class itself for its defaults.
+        **options: every argument of `prefect.task`.
+
+    Returns:
+        A `prefect.Task`, or a decorator that makes one. With a task runner the task's result is one value
+        per host in process-id order (`flatten=True`), one list per slice (`flatten=False`), or the value of
+        process 0 (`returns="process0"`).
+
+    Raises:
+        ConfigurationError: a generator function, or a `task_runner` that is not a TpuMultisliceRunner.
+    """
+    if task_runner is None:
+        return prefect.task(fn, **options) if fn is not None else prefect.task(**options)
+    runner = runner_for(task_runner)
+
+    def decorate(function: Callable[P, R]) -> GangTask[P, R]:
+        return GangTask(function, task_runner=runner, **options)
+
+    return decorate(fn) if fn is not None else decorate

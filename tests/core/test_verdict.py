@@ -1,0 +1,130 @@
+"""One verdict for each attempt, from types and evidence."""
+
+from __future__ import annotations
+
+import random
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.host import Raised, Stage
+from prefect_tpu.core.retry import Limits, Spent, decide_retry
+from prefect_tpu.core.verdict import Kind, decide
+
+
+def host(process_id: int, **fields: object) -> HostEvidence:
+    return HostEvidence(process_id, process_id // 2, process_id % 2, f"slice-{process_id // 2}", **fields)  # type: ignore[arg-type]
+
+
+def raised(type_name: str = "ValueError", message: str = "x", stage: Stage = "function") -> Raised:
+    return Raised(stage, type_name, message, "")
+
+
+PEER_LOSS = raised("jax.errors.JaxRuntimeError", "Socket closed")
+
+
+def test_all_returned_is_success() -> None:
+    """Success is everybody, and it is charged to nothing."""
+    verdict = decide([host(i, returned=True) for i in range(4)])
+    assert (verdict.kind, verdict.charge) == (Kind.SUCCEEDED, "nothing")
+
+
+def test_a_lost_slice_explains_the_survivors_errors() -> None:
+    """A preempted slice and "Socket closed" elsewhere is one preemption, the survivors collateral."""
+    verdict = decide(
+        [
+            host(0, raised=PEER_LOSS),
+            host(1, signal=signal.SIGABRT),
+            host(2, lost="its agent is gone", preempted=True),
+            host(3, lost="its agent is gone"),
+        ]
+    )
+    assert verdict.kind is Kind.PREEMPTED
+    assert verdict.charge == "preemptions"
+    assert verdict.culprits == (2, 3)
+    assert verdict.collateral == (0, 1)
+    assert "slice 1 (slice-1)" in verdict.cause
+
+
+def test_one_lost_host_of_a_slice_that_cannot_be_preempted_is_infrastructure() -> None:
+    """Half a slice gone without a notice."""
+    verdict = decide([host(0), host(1), host(2, lost="its agent is gone"), host(3, stopped_by_us=True)])
+    assert (verdict.kind, verdict.culprits) == (Kind.INFRASTRUCTURE, (2,))
+
+
+def test_a_user_error_explains_the_survivors_aborts() -> None:
+    """The function's own exception is the root; JAX's complaints and aborts are collateral."""
+    verdict = decide([host(0, signal=signal.SIGABRT), host(1, raised=raised()), host(2, raised=PEER_LOSS), host(3)])
+    assert (verdict.kind, verdict.culprits, verdict.charge) == (Kind.USER_ERROR, (1,), "failures")
+    assert verdict.collateral == (0, 2, 3)
+
+
+def test_the_text_of_an_exception_decides_nothing() -> None:
+    """A ValueError that says "preempted" is a ValueError."""
+    verdict = decide([host(0, raised=raised(message="preempted, Socket closed")), host(1, returned=True)])
+    assert verdict.kind is Kind.USER_ERROR
+
+
+def test_only_jax_errors_are_the_functions_own() -> None:
+    """If every host raises what JAX raises, it is the function's failure, charged once."""
+    verdict = decide([host(i, raised=PEER_LOSS) for i in range(4)])
+    assert (verdict.kind, verdict.culprits) == (Kind.USER_ERROR, (0, 1, 2, 3))
+
+
+def test_a_segfault_explains_the_survivors_aborts() -> None:
+    """Of processes that ended without a word, an abort is never the root if there is another."""
+    verdict = decide([host(0, signal=signal.SIGABRT), host(1, signal=signal.SIGSEGV)])
+    assert (verdict.kind, verdict.culprits) == (Kind.CRASHED_PROCESS, (1,))
+    assert "SIGSEGV" in verdict.cause
+
+
+def test_exit_without_a_word_is_a_crash() -> None:
+    """os._exit(3) names the code."""
+    verdict = decide([host(0, exit_code=3), host(1, stopped_by_us=True, signal=9)])
+    assert verdict.kind is Kind.CRASHED_PROCESS
+    assert "code 3" in verdict.cause
+
+
+@pytest.mark.parametrize("stage", ["preload", "unpickle", "environment", "result"])
+def test_what_no_repetition_mends_is_fatal(stage: Stage) -> None:
+    """Cannot import, cannot unpickle, cannot ship back: never retried."""
+    verdict = decide([host(0, raised=raised(stage=stage)), host(1, stopped_by_us=True)])
+    assert verdict.kind is Kind.FATAL
+    assert decide_retry(verdict, Spent(), Limits()).retry is False
+
+
+some_host = st.builds(
+    dict,
+    returned=st.booleans(),
+    raised=st.sampled_from([None, PEER_LOSS, raised(), raised("KeyError", "preempted"), raised(stage="unpickle")]),
+    signal=st.sampled_from([None, 6, 9, 11]),
+    exit_code=st.sampled_from([None, 0, 3]),
+    lost=st.sampled_from([None, "its agent is gone"]),
+    preempted=st.booleans(),
+    stopped_by_us=st.booleans(),
+)
+
+
+@given(st.lists(some_host, min_size=2, max_size=6), st.randoms(use_true_random=False), st.booleans())
+def test_one_charge_and_no_order(fields: list[dict[str, object]], shuffler: random.Random, preemptible: bool) -> None:
+    """Exactly one charge for each attempt, whatever order the evidence came in; collateral is never guilty."""
+    hosts = [host(i, **one) for i, one in enumerate(fields)]
+    verdict = decide(hosts, preemptible=preemptible)
+    shuffled = list(hosts)
+    shuffler.shuffle(shuffled)
+    assert decide(shuffled, preemptible=preemptible) == verdict
+    spent = Spent().charge(verdict)
+    units = spent.preemptions + spent.infrastructure + spent.failures
+    assert units == (0 if verdict.charge == "nothing" else 1)
+    assert not set(verdict.culprits) & set(verdict.collateral)
+    assert verdict.kind is Kind.SUCCEEDED or verdict.culprits
+
+
+@given(st.text(), st.text())
+def test_no_text_changes_a_verdict(first: str, second: str) -> None:
+    """Two exceptions that differ in nothing but their text are judged alike."""
+    kinds = {decide([host(0, raised=raised(message=text)), host(1, returned=True)]).kind for text in (first, second)}
+    assert kinds == {Kind.USER_ERROR}
