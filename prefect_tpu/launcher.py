@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
@@ -103,10 +104,10 @@ class GangLaunch:
 
     def call(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one attempt to its end and return the gang's result."""
-        future, context = self._start(body, args, kwargs)
+        future = self._start(body, args, kwargs)
         try:
             while not concurrent.futures.wait([future], timeout=LOOK_SECONDS).done:
-                self._look(context)
+                self._look()
         except BaseException:
             # A timeout, Ctrl-C or SIGTERM can arrive at any bytecode: stop the gang, then let it through.
             self.cancel()
@@ -117,11 +118,11 @@ class GangLaunch:
 
     async def call_async(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As `call`, and the event loop never blocks."""
-        future, context = self._start(body, args, kwargs)
+        future = self._start(body, args, kwargs)
         waiting = asyncio.wrap_future(future)
         try:
             while not (await asyncio.wait([waiting], timeout=LOOK_SECONDS))[0]:
-                self._look(context)
+                self._look()
         except BaseException:
             self.cancel()
             with anyio.CancelScope(shield=True):
@@ -136,7 +137,7 @@ class GangLaunch:
 
     def _start(
         self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[concurrent.futures.Future[Ended], TaskRunContext]:
+    ) -> concurrent.futures.Future[Ended]:
         context = TaskRunContext.get()
         assert context is not None
         logger = get_run_logger()
@@ -162,14 +163,18 @@ class GangLaunch:
         threading.Thread(
             target=copy_context().run, args=(work,), name=f"gang-{context.task_run.name}", daemon=True
         ).start()
-        return future, context
+        return future
 
-    def _look(self, context: TaskRunContext) -> None:
-        """Stop if the flow run that this task run belongs to has ended badly, or the process is ending."""
+    def _look(self) -> None:
+        """Stop if the flow run that this task run belongs to has ended badly, or the process is ending.
+
+        A process that ends normally outside a flow waits for what was submitted, as for any thread pool.
+        """
         flow = FlowRunContext.get()
         state = flow.flow_run.state if flow is not None and flow.flow_run is not None else None
         flow_ended_badly = state is not None and state.is_final() and not state.is_completed()
-        if flow_ended_badly or not threading.main_thread().is_alive():
+        process_ends = not threading.main_thread().is_alive()
+        if flow_ended_badly or (process_ends and (flow is not None or hasattr(sys, "last_type"))):
             self.cancel()
 
     def _conclude(self, ended: Ended) -> Any:
@@ -178,7 +183,8 @@ class GangLaunch:
         self._publish()
         verdict = report.verdict
         if verdict.kind is Kind.SUCCEEDED:
-            assert ended.results is not None and report.gang is not None
+            assert ended.results is not None
+            assert report.gang is not None
             return self.runner.shape_results(ended.results, report.gang.hosts_per_slice)
         self.spent = self.spent.charge(verdict)
         self._decision = decide_retry(verdict, self.spent, self.runner.limits)
@@ -211,9 +217,7 @@ class GangLaunch:
         context = TaskRunContext.get()
         assert context is not None
         run = context.task_run
-        target = artifacts.TableTarget(
-            artifacts.table_key(self.task.name), self.task.name, run.id, run.flow_run_id
-        )
+        target = artifacts.TableTarget(artifacts.table_key(self.task.name), self.task.name, run.id, run.flow_run_id)
         artifacts.publish(target, self.reports)
 
 

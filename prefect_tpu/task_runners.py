@@ -15,7 +15,6 @@ from prefect.futures import PrefectConcurrentFuture, PrefectFuture
 from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
-
 from typing_extensions import TypeVar
 
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
@@ -374,7 +373,7 @@ def _check(options: dict[str, Any]) -> None:
         )
 
     pool = options["pool"]
-    if not (pool is None or isinstance(pool, str) or isinstance(pool, Fleet)):
+    if pool is not None and not isinstance(pool, str | Fleet):
         refuse("pool", "a fleet (LocalFleet, RayFleet) or None")
     for name, allowed in (("num_slices", 1), ("chips_per_host", 1), ("max_preemptions", 0)):
         value = options[name]

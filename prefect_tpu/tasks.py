@@ -51,9 +51,7 @@ class GangTask(Task[P, R]):
     task_runner: TpuMultisliceRunner[Any]
     launch: GangLaunch | None = None
 
-    def __init__(
-        self, fn: Callable[P, R], *, task_runner: RunnerOrClass, **options: Unpack[TaskOptions]
-    ) -> None:
+    def __init__(self, fn: Callable[P, R], *, task_runner: RunnerOrClass, **options: Unpack[TaskOptions]) -> None:
         super().__init__(fn=fn, **options)
         self._become_gang(task_runner() if isinstance(task_runner, type) else task_runner)
 
@@ -74,7 +72,7 @@ class GangTask(Task[P, R]):
             )
         self.task_runner = task_runner
         self.body = self.fn
-        self.fn = cast(Callable[P, R], make_launcher(self.body))
+        self.fn = cast("Callable[P, R]", make_launcher(self.body))
 
     def for_run(self) -> tuple[GangTask[P, R], GangLaunch]:
         """A copy for one task run, whose retry fields the launch may change, and that launch."""
@@ -206,9 +204,7 @@ def task(*, task_runner: TpuMultisliceRunner[Nested], **options: Unpack[TaskOpti
 def task(*, task_runner: TpuMultisliceRunner[Process0], **options: Unpack[TaskOptions]) -> Process0Decorator: ...
 
 
-def task(
-    fn: Callable[..., Any] | None = None, /, *, task_runner: RunnerOrClass | None = None, **options: Any
-) -> Any:
+def task(fn: Callable[..., Any] | None = None, /, *, task_runner: RunnerOrClass | None = None, **options: Any) -> Any:
     """Prefect's `task`, with `task_runner=` for functions that run on every host of TPU slices.
 
     Without `task_runner` it is exactly `prefect.task`.

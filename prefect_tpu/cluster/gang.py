@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy
+import numpy as np
 import ray
 from ray.exceptions import (
     ActorDiedError,
@@ -386,9 +386,7 @@ class GangAttempt:
 
     # -- calls to agents
 
-    def _call_all(
-        self, call: Callable[[_HostState], Any], timeout_seconds: float, what: str
-    ) -> dict[_HostState, Any]:
+    def _call_all(self, call: Callable[[_HostState], Any], timeout_seconds: float, what: str) -> dict[_HostState, Any]:
         """Call every host at the same time. A host that fails has it in its state and is not in the answer."""
         refs = {call(host): host for host in self._hosts}
         answers: dict[int, tuple[_HostState, Any]] = {}
@@ -429,4 +427,4 @@ def _ship(payload: list[Any], inline_bytes: int) -> Any:
     """Small payloads go with the call, big ones once through the object store, out of band."""
     if sum(memoryview(one).nbytes for one in payload) <= inline_bytes:
         return [bytes(one) for one in payload]
-    return ray.put([numpy.frombuffer(one, dtype=numpy.uint8) for one in payload])
+    return ray.put([np.frombuffer(one, dtype=np.uint8) for one in payload])

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray._private import state as ray_state
 
-from prefect_tpu.cluster import tpu
+from prefect_tpu.cluster import probe, tpu
 from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import Host, Slice, numeric_key, order_slices
 from prefect_tpu.core.topology import SliceShape
@@ -110,10 +110,43 @@ def no_slices_message(address: str) -> str | None:
 
 
 def summary() -> FleetSummary:
-    """Read every slice from the cluster's own view, which may be some seconds behind after a loss."""
-    return summarise(
-        ray.nodes(), ray_state.state.available_resources_per_node(), ray_state.state.get_draining_nodes()
+    """Read every slice from the cluster that this process is connected to.
+
+    Hosts that do not answer any more are left out: Ray itself needs up to 20 s to find that a host has gone
+    of which nobody holds an actor.
+    """
+    return _summary_of(ray_state.state)
+
+
+def summary_at(address: str) -> FleetSummary:
+    """The same for the cluster at "host:port", without connecting this process to it."""
+    internals: Any = ray
+    state = internals._private.state.GlobalState()
+    state._initialize_global_state(
+        internals._raylet.GcsClientOptions.create(
+            address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
+        )
     )
+    try:
+        return _summary_of(state)
+    finally:
+        state.disconnect()
+
+
+def _summary_of(state: Any) -> FleetSummary:
+    nodes = state.node_table()
+    endpoints = {
+        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes if _has_chips(node)
+    }
+    silent = probe.unreachable(endpoints.values())
+    for node in nodes:
+        if endpoints.get(node["NodeID"]) in silent:
+            node["Alive"] = False
+    return summarise(nodes, state.available_resources_per_node(), state.get_draining_nodes())
+
+
+def _has_chips(node: Mapping[str, Any]) -> bool:
+    return bool(node["Alive"]) and node["Resources"].get(tpu.CHIP_RESOURCE, 0) >= 1
 
 
 def summarise(
@@ -124,14 +157,14 @@ def summarise(
     """Sort Ray's nodes into slices.
 
     Args:
-        nodes: as from `ray.nodes()`.
+        nodes: as `ray.nodes()` gives them.
         available: unreserved resources by node id.
         draining: node ids that are being drained.
     """
     alive = [node for node in nodes if node["Alive"]]
     groups: dict[str, list[dict[str, Any]]] = {}
     for node in alive:
-        if node["Resources"].get(tpu.CHIP_RESOURCE, 0) >= 1:
+        if _has_chips(node):
             groups.setdefault(node["Labels"].get(tpu.SLICE_NAME_LABEL) or node["NodeID"], []).append(node)
     for node in nodes:
         # A slice of which nothing is left is still worth a line, as long as Ray remembers it.

@@ -106,7 +106,8 @@ class LeaseQueue:
             timeout_seconds: from now until SliceUnavailableError.
             fleet: how the fleet is called in messages.
             cancelled: asked often; True ends the wait.
-            say: told why it waits, at most every `say_interval_seconds`.
+            say: told why it waits.
+            say_interval_seconds: pause between two such words.
 
         Raises:
             SliceUnavailableError: the deadline passed; the message has what was asked and what there is.
@@ -117,9 +118,7 @@ class LeaseQueue:
             self._waiting.append(ticket)
         session.hold()
         try:
-            leases = self._wait(
-                ticket, shape, num_slices, timeout_seconds, fleet, cancelled, say, say_interval_seconds
-            )
+            leases = self._wait(ticket, shape, num_slices, timeout_seconds, fleet, cancelled, say, say_interval_seconds)
             return GangLease(leases, session.generation())
         except BaseException:
             session.release()
@@ -170,8 +169,7 @@ class LeaseQueue:
         chosen = sorted(free, key=lambda one: (one.name in self._suspects, numeric_key(one.name)))[:num_slices]
         leases: list[Lease] = []
         try:
-            for one in chosen:
-                leases.append(_reserve(one, shape))
+            leases.extend(_reserve(one, shape) for one in chosen)
             give_up = time.monotonic() + RESERVE_TIMEOUT_SECONDS
             for lease in leases:
                 if not lease.group.wait(max(0.01, give_up - time.monotonic())):
@@ -205,9 +203,7 @@ def _release_all(leases: list[Lease]) -> None:
         lease.release()
 
 
-def _unavailable(
-    shape: SliceShape, num_slices: int, fleet: str, timeout_seconds: float, position: int
-) -> str:
+def _unavailable(shape: SliceShape, num_slices: int, fleet: str, timeout_seconds: float, position: int) -> str:
     try:
         has = inventory.summary().describe()
     except (ray.exceptions.RayError, ConnectionError) as error:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import cloudpickle
 
-from prefect_tpu.cluster import inventory, pickling, tpu
+from prefect_tpu.cluster import pickling, tpu
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.cluster.gang import AttemptEnd, AttemptOptions, GangAttempt, Observer
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.attempt import Attempt
-from prefect_tpu.core.errors import ConfigurationError, RemoteTraceback, SliceUnavailableError
+from prefect_tpu.core.errors import RemoteTraceback, SliceUnavailableError
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
@@ -113,8 +113,6 @@ class GangRun:
         attempt = Attempt(number).lease()
         began = time.monotonic()
         plan.fleet.connect(say=observer.say)
-        if (nothing := inventory.no_slices_message(plan.fleet.describe())) is not None:
-            raise ConfigurationError(nothing)
         try:
             if self._lease is None:
                 self._lease = QUEUE.acquire(
@@ -237,4 +235,3 @@ def _user_error(end: AttemptEnd, verdict: Verdict) -> BaseException | None:
 def close() -> None:
     """End all agents of this process."""
     AGENTS.close()
-

@@ -152,6 +152,10 @@ def _current_address() -> str:
 
 
 def _init(target: str, namespace: str) -> None:
+    # Ray warns on every start off the main thread that it leaves SIGTERM alone, which is what we want.
+    ray_log = logging.getLogger("ray._private.worker")
+    level = ray_log.level
+    ray_log.setLevel(logging.ERROR)
     try:
         ray.init(
             address=target,
@@ -166,6 +170,8 @@ def _init(target: str, namespace: str) -> None:
             "that Ray cluster, with the cluster's Ray and Python versions. Beside a cluster, start a node "
             f"without resources first: `ray start --address={target} --num-cpus=0`."
         ) from error
+    finally:
+        ray_log.setLevel(level)
 
 
 def _off_main_thread(do: Callable[[], object]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 
 from prefect_tpu.core.verdict import Kind
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """Where an attempt is."""
 
     PENDING = "PENDING"

@@ -16,6 +16,14 @@ class ConfigurationError(TpuError, ValueError):
     """Something that the user wrote cannot work; nothing was reserved."""
 
 
+class PreloadError(ConfigurationError):
+    """A module of `preload` cannot be imported on a host."""
+
+
+class NotInGangError(ConfigurationError):
+    """Something of `prefect_tpu.runtime` was used outside a gang."""
+
+
 class TopologyError(ConfigurationError):
     """An accelerator type or topology that does not exist, or does not divide into hosts."""
 

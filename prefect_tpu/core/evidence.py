@@ -51,9 +51,7 @@ class HostEvidence:
     @property
     def raised_by_peer_loss(self) -> bool:
         """Raised something that JAX raises when another host is gone."""
-        return (
-            self.raised is not None and self.raised.type_name.rpartition(".")[2] in JAX_RUNTIME_ERRORS
-        )
+        return self.raised is not None and self.raised.type_name.rpartition(".")[2] in JAX_RUNTIME_ERRORS
 
     @property
     def raised_fatal(self) -> bool:

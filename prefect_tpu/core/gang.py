@@ -99,16 +99,10 @@ class Gang:
 
 def numeric_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts "slice-2" before "slice-10"."""
-    return tuple(
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-        if part
-    )
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
 
 
 def order_slices(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
     """Slices in numeric order of their names, each with its hosts in worker-id order."""
     ordered = sorted(slices, key=lambda one: numeric_key(one.name))
-    return tuple(
-        Slice(one.name, tuple(sorted(one.hosts, key=lambda host: host.worker_id))) for one in ordered
-    )
+    return tuple(Slice(one.name, tuple(sorted(one.hosts, key=lambda host: host.worker_id))) for one in ordered)

@@ -59,8 +59,7 @@ def normalise_accelerator(name: object, known: Iterable[str]) -> str:
             return candidate
     also = ", ".join(f"{alias} for {real}" for alias, real in ALIASES.items() if real in known)
     raise TopologyError(
-        f"Unknown accelerator type {name!r}. Known types: {', '.join(known)}"
-        + (f" (also {also})." if also else ".")
+        f"Unknown accelerator type {name!r}. Known types: {', '.join(known)}" + (f" (also {also})." if also else ".")
     )
 
 

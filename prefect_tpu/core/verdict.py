@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Literal
 
 from prefect_tpu.core.evidence import HostEvidence
@@ -13,7 +13,7 @@ from prefect_tpu.core.evidence import HostEvidence
 Charge = Literal["failures", "preemptions", "infrastructure", "nothing"]
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What an attempt ended with."""
 
     SUCCEEDED = "SUCCEEDED"
@@ -172,9 +172,7 @@ def _verdict(
     kind: Kind, hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence], cause: str, resolution: str
 ) -> Verdict:
     guilty = tuple(one.process_id for one in culprits)
-    collateral = tuple(
-        one.process_id for one in hosts if one.process_id not in guilty and not one.returned
-    )
+    collateral = tuple(one.process_id for one in hosts if one.process_id not in guilty and not one.returned)
     return Verdict(kind, cause, resolution, guilty, collateral)
 
 

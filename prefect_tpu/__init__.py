@@ -1,0 +1,67 @@
+"""TPU multislice jobs as first-class Prefect tasks.
+
+Nothing heavy is imported here: hosts import `prefect_tpu.runtime` and must not get Prefect or Ray with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from prefect_tpu._version import __version__
+
+if TYPE_CHECKING:
+    from prefect_tpu import runtime as runtime
+    from prefect_tpu.cluster.fleet import LocalFleet as LocalFleet
+    from prefect_tpu.cluster.fleet import RayFleet as RayFleet
+    from prefect_tpu.core.errors import AttemptError as AttemptError
+    from prefect_tpu.core.errors import ConfigurationError as ConfigurationError
+    from prefect_tpu.core.errors import GangCancelledError as GangCancelledError
+    from prefect_tpu.core.errors import GangTimeoutError as GangTimeoutError
+    from prefect_tpu.core.errors import HangError as HangError
+    from prefect_tpu.core.errors import HostLostError as HostLostError
+    from prefect_tpu.core.errors import HostProcessError as HostProcessError
+    from prefect_tpu.core.errors import ProvisioningError as ProvisioningError
+    from prefect_tpu.core.errors import RetriesExhaustedError as RetriesExhaustedError
+    from prefect_tpu.core.errors import SlicePreemptedError as SlicePreemptedError
+    from prefect_tpu.core.errors import SliceUnavailableError as SliceUnavailableError
+    from prefect_tpu.core.errors import TopologyError as TopologyError
+    from prefect_tpu.core.errors import TpuError as TpuError
+    from prefect_tpu.task_runners import TpuMultisliceRunner as TpuMultisliceRunner
+    from prefect_tpu.tasks import task as task
+
+_ERRORS = (
+    "AttemptError",
+    "ConfigurationError",
+    "GangCancelledError",
+    "GangTimeoutError",
+    "HangError",
+    "HostLostError",
+    "HostProcessError",
+    "ProvisioningError",
+    "RetriesExhaustedError",
+    "SlicePreemptedError",
+    "SliceUnavailableError",
+    "TopologyError",
+    "TpuError",
+)
+_HOME = {
+    "task": "prefect_tpu.tasks",
+    "TpuMultisliceRunner": "prefect_tpu.task_runners",
+    "LocalFleet": "prefect_tpu.cluster.fleet",
+    "RayFleet": "prefect_tpu.cluster.fleet",
+} | dict.fromkeys(_ERRORS, "prefect_tpu.core.errors")
+
+__all__ = ["LocalFleet", "RayFleet", "TpuMultisliceRunner", "__version__", "runtime", "task", *_ERRORS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in ("artifacts", "runtime"):
+        return importlib.import_module(f"prefect_tpu.{name}")
+    raise AttributeError(f"module 'prefect_tpu' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

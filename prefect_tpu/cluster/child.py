@@ -1,0 +1,273 @@
+"""One attempt on one host: forked from the zygote, runs the function, hands over the result, exits.
+
+Exit code 0 after the result was handed over, 1 after something was raised and reported, 143 after a cancel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import inspect
+import json
+import logging
+import os
+import pickle
+import random
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from prefect_tpu import runtime
+from prefect_tpu.cluster import payload, pickling, prefect_context
+from prefect_tpu.cluster.channel import receive_command, send_event
+from prefect_tpu.cluster.streams import cut
+from prefect_tpu.cluster.summary import summarize
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.host import Event, LogRecord, Phase, Progress, Raised, Returned, Stage
+
+CANCEL_SIGNAL = signal.SIGRTMIN + 7
+"""Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""
+EXIT_CODE_CANCELLED = 128 + signal.SIGTERM
+JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
+"""Less than the grace that the agent gives a process that has returned."""
+MAX_TRACEBACK_CHARS = 100_000
+
+_NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
+
+
+def run(channel: int, payload_file: int, result_file: int, stdout: int, stderr: int) -> NoReturn:
+    """Run the attempt that the descriptors belong to, then exit."""
+    _take_streams(stdout, stderr)
+    attempt = _Attempt(socket.socket(fileno=channel), payload_file, result_file)
+    signal.signal(CANCEL_SIGNAL, attempt.on_cancel_signal)
+    signal.signal(signal.SIGTERM, attempt.on_cancel_signal)
+    os.register_at_fork(after_in_child=attempt.reset_signals)
+    sys.argv = ["prefect-tpu"]
+    sys.exit(attempt.run())
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    channel: socket.socket
+    payload_file: int
+    result_file: int
+    stage: Stage = "environment"
+    cancel_raised: bool = False
+    finish: threading.Event = field(default_factory=threading.Event)
+    classes: pickling.ClassesOfDriver | None = None
+    process: runtime._Process | None = None
+
+    def run(self) -> int:
+        try:
+            self.send(self._work())
+        except runtime.Cancelled:
+            return EXIT_CODE_CANCELLED
+        except BaseException as error:  # noqa: BLE001 - whatever is raised is told to the driver
+            self.send(self._raised(error))
+            return 1
+        try:
+            self.finish.wait()
+            _shut_down_jax()
+        except runtime.Cancelled:
+            return EXIT_CODE_CANCELLED
+        return 0
+
+    def _work(self) -> Returned:
+        buffers = payload.read(self.payload_file, writable=True)
+        request = json.loads(bytes(buffers[0]))
+        os.environ.update(request["gang_env"])
+        os.environ.update(request["user_env"])
+        _reseed()
+        _log_to(self, request["log_level"])
+        prefect_context.install(str(request["context"]["run_id"]))
+        self.process = runtime._enter(request["context"], lambda step, values: self.send(Progress(step, values)))
+        threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
+        if request["jax"] is not None:
+            self.stage = "jax"
+            _start_jax(request["jax"])
+            self.send(Phase("initialized"))
+        self.stage = "unpickle"
+        fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
+        self.classes = pickling.ClassesOfDriver()
+        self.stage = "function"
+        self.send(Phase("entered"))
+        result = fn(*args, **kwargs)
+        if inspect.iscoroutine(result):
+            result = asyncio.run(result)
+        _wait_for_arrays(result)
+        return self._ship(result)
+
+    def _ship(self, result: Any) -> Returned:
+        assert self.process is not None
+        self.process.reporter.flush()
+        try:
+            buffers = pickling.dumps(result, known=self.classes)
+        except ConfigurationError as error:
+            self.stage = "result"
+            raise ConfigurationError(f"the result {error}") from error
+        return Returned(payload.write(self.result_file, buffers), summarize(result))
+
+    def _raised(self, error: BaseException) -> Raised:
+        stage = self.stage
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        return Raised(
+            stage=stage,
+            type_name=_type_name(error),
+            message=cut(_text(error)),
+            traceback=_traceback(error, whole=stage != "function"),
+            pickled=self._pickled(error) if stage == "function" else None,
+        )
+
+    def _pickled(self, error: BaseException) -> bytes | None:
+        """The exception, if the driver will be able to rebuild it."""
+        try:
+            data = pickling.dumps_inline(error, known=self.classes)
+            rebuilt = pickle.loads(data)  # noqa: S301 - our own bytes
+        except Exception:  # noqa: BLE001 - the user's class does what it does; its text travels anyway
+            return None
+        return data if type(rebuilt) is type(error) else None
+
+    def send(self, event: Event) -> None:
+        try:
+            send_event(self.channel, event, self.result_file)
+        except OSError:
+            # The agent is gone; the zygote ends this process within the second.
+            return
+
+    # -- what the agent tells
+
+    def _listen(self) -> None:
+        assert self.process is not None
+        while True:
+            ready, _, _ = select.select([self.channel], [], [], runtime.REPORT_INTERVAL_SECONDS)
+            if not ready:
+                self.process.reporter.flush()
+                continue
+            command = receive_command(self.channel)
+            if command is None:
+                return
+            match command["do"]:
+                case "cancel":
+                    self._cancel()
+                case "drain":
+                    runtime._notice(command["deadline_unix_seconds"], command["reason"])
+                case "finish":
+                    self.finish.set()
+
+    def _cancel(self) -> None:
+        if self.stage in ("environment", "jax"):
+            os._exit(EXIT_CODE_CANCELLED)  # no user code has run; JAX may block for minutes
+        if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:  # else the function handles it itself
+            signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
+
+    def on_cancel_signal(self, *_: Any) -> None:
+        if not self.cancel_raised:
+            self.cancel_raised = True
+            raise runtime.Cancelled("the gang is cancelled; this process is killed when the grace period is over")
+
+    def reset_signals(self) -> None:
+        """In what the function forks: SIGTERM ends a process, as everywhere else."""
+        if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class ChannelHandler(logging.Handler):
+    """Sends log records to the driver, with their level.
+
+    Prefect leaves the root logger alone if it has a handler with a formatter.
+    """
+
+    def __init__(self, attempt: _Attempt) -> None:
+        super().__init__()
+        self._attempt = attempt
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:  # noqa: BLE001 - as logging's own handlers do for a bad format
+            self.handleError(record)
+            return
+        self._attempt.send(LogRecord(record.levelno, record.name, cut(text)))
+
+
+def _log_to(attempt: _Attempt, level: int) -> None:
+    root = logging.getLogger()
+    root.handlers[:] = [ChannelHandler(attempt)]
+    root.setLevel(level)
+    jax_logger = logging.getLogger("jax")
+    if jax_logger.level == logging.NOTSET:  # it tells every backend that it does not find
+        jax_logger.setLevel(max(level, logging.WARNING))
+
+
+def _take_streams(stdout: int, stderr: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
+        os.dup2(source, target)
+        os.close(source)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    faulthandler.enable(file=2)
+
+
+def _reseed() -> None:
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def _start_jax(init: dict[str, Any]) -> None:
+    import jax
+
+    jax.distributed.initialize(
+        coordinator_address=init["coordinator_address"],
+        num_processes=init["num_processes"],
+        process_id=init["process_id"],
+        initialization_timeout=init["initialization_timeout_seconds"],
+        shutdown_timeout_seconds=JAX_SHUTDOWN_TIMEOUT_SECONDS,
+        cluster_detection_method="deactivate",  # we know it all; asking the cloud's metadata costs seconds
+    )
+
+
+def _wait_for_arrays(result: Any) -> None:
+    """So that what JAX still computes fails as the function's own error."""
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.block_until_ready(result)
+
+
+def _shut_down_jax() -> None:
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.shutdown()
+    except Exception:  # noqa: BLE001 - the result is handed over; a peer may have been killed meanwhile
+        logging.getLogger("prefect_tpu").debug("jax.distributed.shutdown failed", exc_info=True)
+
+
+def _type_name(error: BaseException) -> str:
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - the user's __str__
+        return f"<its __str__ raised {type(failure).__name__}>"
+
+
+def _traceback(error: BaseException, *, whole: bool) -> str:
+    trace = error.__traceback__
+    while not whole and trace is not None and trace.tb_frame.f_code.co_filename in _NOT_THE_USERS:
+        trace = trace.tb_next
+    text = "".join(traceback.TracebackException(type(error), error, trace, compact=True).format())
+    return text[-MAX_TRACEBACK_CHARS:]

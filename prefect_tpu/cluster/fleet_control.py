@@ -1,0 +1,171 @@
+"""Talk to a fleet supervisor: start one as a child of this process, or reach one by its unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from prefect_tpu.cluster import fleet_processes
+from prefect_tpu.cluster.fleet_hosts import supervisor_environment
+from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+
+COMMAND_TIMEOUT_SECONDS = 60.0
+"""For every command but those that start hosts, which have `start_timeout_seconds`."""
+STOP_TIMEOUT_SECONDS = 20.0
+LOG_TAIL_LINES = 15
+Progress = Callable[[str], None]
+
+
+class SupervisorProcess:
+    """A fleet supervisor that this process started. It ends when this process does, however that happens."""
+
+    def __init__(self, config: dict[str, Any], progress: Progress, log: IO[bytes] | None = None) -> None:
+        # Open for as long as the supervisor lives; it goes with this object.
+        self._log = log or tempfile.TemporaryFile()  # noqa: SIM115
+        self._progress = progress
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {0: queue.SimpleQueue()}
+        self._lock = threading.Lock()
+        config = config | {
+            "owner_pid": os.getpid(),
+            "owner_start": fleet_processes.start_of(os.getpid()),
+        }
+        package_root = str(Path(__file__).resolve().parents[2])
+        # -P: a file in the current directory must not stand in for a module of the same name.
+        command = [sys.executable, "-P", "-m", "prefect_tpu.cluster.fleet_supervisor", json.dumps(config)]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=supervisor_environment(package_root),
+            cwd="/",
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, name="prefect-tpu-fleet", daemon=True).start()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_ready(self, timeout_seconds: float) -> dict[str, Any]:
+        """Wait until every host is up; where the fleet is.
+
+        Raises:
+            ProvisioningError: it did not come up; the message has the end of its log.
+        """
+        value = self._take(0, timeout_seconds, "start")
+        assert isinstance(value, dict)
+        return value
+
+    def request(self, do: str, *, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS, **arguments: Any) -> Any:
+        """Send one command and wait for its answer."""
+        number = next(self._numbers)
+        with self._lock:
+            self._answers[number] = queue.SimpleQueue()
+            assert self.process.stdin is not None
+            line = json.dumps({"id": number, "do": do, **arguments}).encode() + b"\n"
+            try:
+                self.process.stdin.write(line)
+                self.process.stdin.flush()
+            except (OSError, ValueError) as error:
+                raise ProvisioningError(f"the local fleet has ended: {error}\n{self._log_tail()}") from error
+        return self._take(number, timeout_seconds, do)
+
+    def stop(self) -> None:
+        """End the fleet and wait until every one of its processes is gone."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        try:
+            self.process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Its janitor does the rest.
+            self.process.kill()
+            self.process.wait()
+
+    def let_go(self, state_file: str) -> None:
+        """Let the fleet outlive this process."""
+        self.request("detach", state_file=state_file)
+
+    def _take(self, number: int, timeout_seconds: float, do: str) -> Any:
+        try:
+            answer = self._answers[number].get(timeout=timeout_seconds)
+        except queue.Empty:
+            raise ProvisioningError(
+                f"The local fleet did not finish {do!r} within {timeout_seconds:g} s. The machine may be short of "
+                f"CPU or memory: ask for fewer slices, or raise start_timeout_seconds.\n{self._log_tail()}"
+            ) from None
+        finally:
+            self._answers.pop(number, None)
+        if answer is None:
+            raise ProvisioningError(
+                f"The local fleet's supervisor ended (exit code {self.process.poll()}) before {do!r} was done.\n"
+                f"{self._log_tail()}"
+            )
+        return unpack(answer, do)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            message = json.loads(line)
+            if "progress" in message:
+                self._progress(message["progress"])
+            elif (waiting := self._answers.get(message["id"])) is not None:
+                waiting.put(message)
+        self.process.wait()
+        for waiting in list(self._answers.values()):
+            waiting.put(None)
+
+    def _log_tail(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            with open(f"/proc/self/fd/{self._log.fileno()}", "rb") as file:
+                lines = file.read().decode(errors="replace").splitlines()
+            return "Last lines of its log:\n" + "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
+        return ""
+
+
+def unpack(answer: dict[str, Any], do: str) -> Any:
+    """The value of an answer, or the error that it carries."""
+    if answer.get("ok"):
+        return answer["value"]
+    text = f"local fleet: {do}: {answer.get('error')}"
+    raise (ConfigurationError if answer.get("refused") else ProvisioningError)(text)
+
+
+def request_by_socket(
+    control: str, do: str, *, progress: Progress, timeout_seconds: float, **arguments: Any
+) -> Any:
+    """Send one command to a supervisor that another process started."""
+    deadline = time.monotonic() + timeout_seconds
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_seconds)
+        try:
+            connection.connect(control)
+            connection.sendall(json.dumps({"id": 1, "do": do, **arguments}).encode() + b"\n")
+            for line in connection.makefile("rb"):
+                message = json.loads(line)
+                if "progress" in message:
+                    progress(message["progress"])
+                else:
+                    return unpack(message, do)
+                connection.settimeout(max(0.1, deadline - time.monotonic()))
+        except TimeoutError:
+            raise ProvisioningError(
+                f"The fleet did not finish {do!r} within {timeout_seconds:g} s. Look at its log."
+            ) from None
+        except OSError as error:
+            raise ProvisioningError(f"The fleet at {control} cannot be reached: {error}") from error
+    raise ProvisioningError(f"The fleet at {control} ended before {do!r} was done")

@@ -1,0 +1,90 @@
+"""Makes Prefect's `get_run_logger()` work on a host, where there is no Prefect engine and no API.
+
+Prefect is imported only if the function imports it; this module sees that and enters a task-run context.
+Log records then go the way of all others; the API's log handler is off (see zygote_environment.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+from uuid import UUID, uuid4
+
+
+def install(run_id: str) -> None:
+    """Enter a context now if Prefect is imported already, else as soon as it is."""
+    if "prefect" in sys.modules:
+        _enter(run_id)
+    else:
+        sys.meta_path.insert(0, _Finder(lambda: _enter(run_id)))
+
+
+def _enter(run_id: str) -> None:
+    try:
+        # By name: nothing under cluster/ depends on Prefect, hosts may not even have it.
+        importlib.import_module("prefect.main")  # completes the models of prefect.context
+        context = importlib.import_module("prefect.context")
+        objects = importlib.import_module("prefect.client.schemas.objects")
+        results = importlib.import_module("prefect.results")
+        tasks = importlib.import_module("prefect.tasks")
+        task_run = objects.TaskRun(id=_uuid(run_id), name="gang", task_key="gang", dynamic_key="0")
+        context.TaskRunContext(
+            task=tasks.Task(fn=_nothing, name="gang"),
+            task_run=task_run,
+            parameters={},
+            result_store=results.ResultStore(),
+        ).__enter__()
+    except Exception:  # noqa: BLE001 - the function may not need it at all
+        logging.getLogger("prefect_tpu").warning("get_run_logger() will not work on this host", exc_info=True)
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        return uuid4()
+
+
+def _nothing() -> None:
+    return None
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Calls back once when the package `prefect` has been imported."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "prefect":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("prefect")
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self._callback)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, real: Any, callback: Callable[[], None]) -> None:
+        self._real = real
+        self._callback = callback
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        created: ModuleType | None = self._real.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._real
+        self._real.exec_module(module)
+        self._callback()

@@ -1,0 +1,123 @@
+"""What an attempt says, on its way to the driver: lines cut out of pipes, events in a bounded buffer."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+
+from prefect_tpu.core.host import Event, LogLine, LogRecord, Poll, Progress
+
+MAX_LINE_CHARS = 20_000
+MAX_BUFFERED_LINES = 10_000
+MAX_BUFFERED_CHARS = 16_000_000
+MAX_POLL_EVENTS = 2_000
+
+_NATIVE_LOG = re.compile(r"^([EWIF]\d{4}|[EWIF]0000|\*\*\* SIG|\s+@ +0x|Check failure|Fatal Python error)")
+
+
+def cut(text: str) -> str:
+    """`text`, shortened to `MAX_LINE_CHARS` with a mark."""
+    if len(text) <= MAX_LINE_CHARS:
+        return text
+    return f"{text[:MAX_LINE_CHARS]}... [{len(text) - MAX_LINE_CHARS} more characters]"
+
+
+def is_native_log(line: str) -> bool:
+    """Whether a line was written by the C++ logging of jaxlib (or by an abort there), not by Python."""
+    return _NATIVE_LOG.match(line) is not None
+
+
+class LineSplitter:
+    """Cuts a byte stream into lines, as a terminal would show them: after a carriage return, the rest counts."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        """The lines that are complete now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_CHARS:  # a progress bar that never ends its line, or one endless line
+            self._rest = self._rest.rpartition(b"\r")[2]
+            if len(self._rest) > MAX_LINE_CHARS:
+                lines.append(self._rest)
+                self._rest = b""
+        return [_text(line) for line in lines]
+
+    def close(self) -> list[str]:
+        """The last line, if it has no end."""
+        rest, self._rest = self._rest, b""
+        return [_text(rest)] if rest else []
+
+
+def _text(line: bytes) -> str:
+    return cut(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"))
+
+
+class EventBuffer:
+    """Events of one attempt, each kept until a later poll says that it has arrived.
+
+    Lines beyond the limits are dropped and counted; everything else is kept.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._events: deque[Event] = deque()
+        self._first = 0
+        self._lines = 0
+        self._chars = 0
+        self._dropped = 0
+        self._complete = False
+
+    def add(self, event: Event) -> None:
+        """Append an event and wake who polls."""
+        with self._condition:
+            chars = _chars(event)
+            if chars is not None:
+                if self._lines >= MAX_BUFFERED_LINES or self._chars + chars > MAX_BUFFERED_CHARS:
+                    self._dropped += 1
+                    return
+                self._lines += 1
+                self._chars += chars
+            self._events.append(event)
+            self._condition.notify_all()
+
+    def complete(self, event: Event) -> None:
+        """Append the last event."""
+        with self._condition:
+            self._complete = True
+        self.add(event)
+
+    def poll(self, after: int, timeout_seconds: float) -> Poll:
+        """Events from cursor `after` on, as soon as there are any; those before it are forgotten."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._condition:
+            while self._events and self._first < after:
+                chars = _chars(self._events.popleft())
+                self._first += 1
+                if chars is not None:
+                    self._lines -= 1
+                    self._chars -= chars
+            while not self._events and not self._complete:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    break
+                self._condition.wait(remaining)
+            taken = [event for event, _ in zip(self._events, range(MAX_POLL_EVENTS), strict=False)]
+            return Poll(
+                events=tuple(_newest_progress(taken)), cursor=self._first + len(taken), dropped_lines=self._dropped
+            )
+
+
+def _chars(event: Event) -> int | None:
+    if isinstance(event, LogLine):
+        return len(event.text)
+    if isinstance(event, LogRecord):
+        return len(event.message)
+    return None
+
+
+def _newest_progress(events: list[Event]) -> list[Event]:
+    newest = next((event for event in reversed(events) if isinstance(event, Progress)), None)
+    return [event for event in events if not isinstance(event, Progress) or event is newest]

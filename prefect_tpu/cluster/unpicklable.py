@@ -1,0 +1,127 @@
+"""Finds the object inside a function, an argument or a result that cannot be pickled, and names it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cloudpickle import cloudpickle as _internals
+
+from prefect_tpu.core.errors import ConfigurationError
+
+MAX_DEPTH = 12
+MAX_TRIES = 2_000
+
+
+def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | None]) -> ConfigurationError:
+    """The error for `obj`, which could not be pickled.
+
+    Args:
+        obj: what could not be pickled.
+        error: what pickling it raised.
+        attempt: pickles a part of it and returns what that raises, None if nothing.
+    """
+    path: list[str] = []
+    tries = MAX_TRIES
+    seen: set[int] = set()
+    culprit, reason = obj, error
+    while len(path) < MAX_DEPTH:
+        seen.add(id(culprit))
+        for name, part in parts(culprit, top=not path):
+            tries -= 1
+            if tries < 0 or id(part) in seen:
+                continue
+            failure = attempt(part)
+            if failure is not None:
+                path.append(name)
+                culprit, reason = part, failure
+                break
+        else:
+            break
+    kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
+    where = " -> ".join([*path, kind])
+    detail = str(reason) if isinstance(reason, ConfigurationError) else f"{type(reason).__name__}: {reason}"
+    return ConfigurationError(
+        f"cannot be pickled: {where} ({detail}). Open or create such objects inside the function, on the host."
+    )
+
+
+def parts(obj: Any, *, top: bool = False) -> Iterator[tuple[str, Any]]:
+    """What `obj` is made of, with the words for each part."""
+    if top and isinstance(obj, tuple) and len(obj) == 3 and callable(obj[0]) and isinstance(obj[2], dict):
+        yield from _call_parts(*obj)
+    elif isinstance(obj, types.FunctionType):
+        yield from _function_parts(obj)
+    elif isinstance(obj, types.MethodType):
+        yield "the object of the bound method", obj.__self__
+        yield "the function of the bound method", obj.__func__
+    elif isinstance(obj, functools.partial):
+        yield "the function of the partial", obj.func
+        for index, value in enumerate(obj.args):
+            yield f"argument {index} of the partial", value
+        for name, value in obj.keywords.items():
+            yield f"argument {name!r} of the partial", value
+    elif isinstance(obj, dict):
+        for key, value in obj.items():
+            yield f"key {key!r:.50}", key
+            yield f"[{key!r:.50}]", value
+    elif isinstance(obj, list | tuple | set | frozenset):
+        for index, value in enumerate(obj):
+            yield f"[{index}]", value
+    elif isinstance(obj, types.ModuleType):
+        for name, value in vars(obj).items():
+            if not name.startswith("__"):
+                yield f"variable {name!r} of module {obj.__name__!r}", value
+    else:
+        yield from _attributes(obj)
+
+
+def _call_parts(fn: Any, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
+    for index, value in enumerate(args):
+        yield f"parameter {_parameter_name(fn, index)}", value
+    for name, value in kwargs.items():
+        yield f"parameter {name!r}", value
+    yield f"function {getattr(fn, '__qualname__', type(fn).__qualname__)!r}", fn
+
+
+def _parameter_name(fn: Any, index: int) -> str:
+    try:
+        names = list(inspect.signature(fn).parameters)
+    except (TypeError, ValueError):
+        return str(index)
+    return repr(names[min(index, len(names) - 1)]) if names else str(index)
+
+
+def _function_parts(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            yield f"closure variable {name!r}", cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+    for name in _internals._extract_code_globals(fn.__code__):
+        if name in fn.__globals__:
+            yield f"global variable {name!r}", fn.__globals__[name]
+    parameters = fn.__code__.co_varnames[: fn.__code__.co_argcount]
+    defaults = fn.__defaults__ or ()
+    for name, value in zip(parameters[len(parameters) - len(defaults) :], defaults, strict=True):
+        yield f"default of parameter {name!r}", value
+    for name, value in (fn.__kwdefaults__ or {}).items():
+        yield f"default of parameter {name!r}", value
+    for name, value in vars(fn).items():
+        yield f"attribute {name!r}", value
+
+
+def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
+    own = getattr(obj, "__dict__", None)
+    if isinstance(own, dict | types.MappingProxyType):
+        for name, value in own.items():
+            if not (isinstance(obj, type) and name.startswith("__") and not callable(value)):
+                yield f"attribute {name!r}", value
+    for cls in type(obj).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(obj, name):
+                yield f"attribute {name!r}", getattr(obj, name)

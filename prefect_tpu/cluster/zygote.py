@@ -1,0 +1,178 @@
+"""A clean process with the heavy imports done, from which every attempt on a host is forked.
+
+It has one thread, no Ray, no Prefect and no accelerator backend. It dies with its agent, however that
+ends, and takes every attempt with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_tpu.cluster import child, processes
+from prefect_tpu.cluster.channel import MAX_MESSAGE_BYTES, send_command
+
+NUM_FORK_DESCRIPTORS = 5
+
+
+def main(descriptor: int) -> None:
+    """Import what is to be imported ahead, then fork on demand. Returns only in a forked child."""
+    if os.fork():
+        os._exit(0)  # Ray kills the direct children of a process that it ends: the zygote must see to its own
+    os.setsid()
+    processes.adopt_orphans()
+    control = socket.socket(fileno=descriptor)
+    control.set_inheritable(False)
+    preload: list[str] = json.loads(control.recv(MAX_MESSAGE_BYTES))["preload"]
+    if not _import(preload, control):
+        os._exit(1)
+    gc.collect()
+    gc.freeze()  # or the collector would write to the pages that the children share
+    zygote = _Zygote(control)
+    send_command(control, event="ready", pid=os.getpid())
+    descriptors = zygote.serve()
+    child.run(*descriptors)
+
+
+def _import(modules: list[str], control: socket.socket) -> bool:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+            backends_started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", None)
+            if backends_started is not None and backends_started():
+                raise RuntimeError("importing it starts a JAX backend, which can be done only once per attempt")
+        except BaseException as error:  # noqa: BLE001 - whatever a module does on import, it is told
+            send_command(
+                control,
+                event="failed",
+                module=name,
+                error=f"{type(error).__name__}: {error}"[:4_000],
+                traceback=traceback.format_exc()[-16_000:],
+            )
+            return False
+    return True
+
+
+@dataclass(slots=True)
+class _Zygote:
+    control: socket.socket
+    attempts: dict[int, str] = field(default_factory=dict)
+
+    def serve(self) -> tuple[int, ...]:
+        """Fork, reap and report until the agent is gone; returns its descriptors in a forked child."""
+        waking, woken = socket.socketpair()
+        for one in (waking, woken):
+            one.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+        while True:
+            ready, _, _ = select.select([self.control, waking], [], [])
+            if waking in ready:
+                waking.recv(4096)
+                self._reap()
+            if self.control in ready:
+                descriptors = self._obey()
+                if descriptors is not None:
+                    signal.set_wakeup_fd(-1)
+                    for one in (waking, woken, self.control):
+                        one.close()
+                    return descriptors
+
+    def _obey(self) -> tuple[int, ...] | None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(
+                self.control, MAX_MESSAGE_BYTES, NUM_FORK_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            data, descriptors = b"", []
+        if not data:
+            self._end()
+        command: dict[str, Any] = json.loads(data)
+        match command["do"]:
+            case "fork":
+                return self._fork(command["attempt"], tuple(descriptors))
+            case "signal" if command["pid"] in self.attempts:
+                processes.send_signal(command["pid"], command["signal"])
+            case "kill" if command["pid"] in self.attempts:
+                self._kill(command["pid"])
+        return None
+
+    def _fork(self, attempt: str, descriptors: tuple[int, ...]) -> tuple[int, ...] | None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            send_command(self.control, event="not forked", attempt=attempt, error=str(error))
+            pid = -1
+        if pid == 0:
+            processes.die_with_parent(parent)
+            os.setsid()
+            os.environ[processes.ATTEMPT_MARK] = attempt
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            return descriptors
+        for one in descriptors:
+            os.close(one)
+        if pid > 0:
+            self.attempts[pid] = attempt
+            send_command(self.control, event="forked", attempt=attempt, pid=pid)
+        return None
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                # The process id stays taken until its whole session is dead.
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            pid = ended.si_pid
+            if pid in self.attempts:
+                self._kill(pid)
+                attempt = self.attempts.pop(pid)
+                by_signal = ended.si_code != os.CLD_EXITED
+                send_command(
+                    self.control,
+                    event="exited",
+                    attempt=attempt,
+                    exit_code=None if by_signal else ended.si_status,
+                    signal=ended.si_status if by_signal else None,
+                )
+            os.waitpid(pid, 0)
+
+    def _kill(self, pid: int) -> None:
+        attempt = self.attempts[pid]
+
+        def find(table: processes.Table) -> set[int]:
+            found = processes.descendants(table, pid)
+            found |= processes.marked(table, processes.ATTEMPT_MARK, attempt)
+            for one in table.values():
+                if one.parent == os.getpid() and one.pid not in self.attempts:
+                    # An orphan that has left its session. Whose? If nobody else is here, this attempt's.
+                    told = processes.has_variable(one.pid, processes.ATTEMPT_MARK)
+                    if len(self.attempts) == 1 and not told:
+                        found |= processes.descendants(table, one.pid)
+            return found
+
+        processes.kill_all(find)
+
+    def _end(self) -> None:
+        me = os.getpid()
+        mark = os.environ.get(processes.ZYGOTE_MARK, "")
+
+        def find(table: processes.Table) -> set[int]:
+            return (processes.descendants(table, me) | processes.marked(table, processes.ZYGOTE_MARK, mark)) - {me}
+
+        processes.kill_all(find)
+        os._exit(0)

@@ -1,0 +1,73 @@
+"""What a zygote inherits from its agent: the host's environment without what Ray and Prefect put into it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from prefect_tpu.cluster.processes import environment_of
+from prefect_tpu.core.environment import COORDINATION_PREFIXES
+
+FOREIGN_PREFIXES = ("RAY_", "PREFECT_", *COORDINATION_PREFIXES)
+"""Of Ray and Prefect (settings, secrets), and of an earlier gang."""
+
+STALE_VARIABLES = frozenset(
+    {
+        "JAX_COORDINATOR_ADDRESS",
+        "JAX_COORDINATOR_BIND_ADDRESS",
+        "JAX_NUM_PROCESSES",
+        "JAX_PROCESS_ID",
+        "JAX_LOCAL_DEVICE_IDS",
+        "JAX_PARTITION_INDEX",
+        "JAX_SLICE_INDEX",
+    }
+)
+"""They would tell JAX of another gang."""
+
+SET_BY_RAY = frozenset(
+    {
+        "OMP_NUM_THREADS",
+        "TPU_VISIBLE_CHIPS",
+        "TPU_CHIPS_PER_HOST_BOUNDS",
+        "TPU_HOST_BOUNDS",
+        "CUDA_VISIBLE_DEVICES",
+        "PYTHONBREAKPOINT",
+        "LD_PRELOAD",
+        "MALLOC_CONF",
+    }
+)
+"""Ray sets them for a worker process that has reserved nothing; the host's own value is its raylet's."""
+
+ON_HOSTS = {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+"""Hosts have no API to log to, and none of them may start a server of its own."""
+
+
+def zygote_environment(
+    own: Mapping[str, str], parent: Mapping[str, str] | None, user_env: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment for a zygote.
+
+    Args:
+        own: the agent's.
+        parent: that of the process that started the agent (the raylet), None if it cannot be read.
+        user_env: the user's variables; they win.
+    """
+    env = {
+        name: value
+        for name, value in own.items()
+        if not name.startswith(FOREIGN_PREFIXES) and name not in STALE_VARIABLES and name not in SET_BY_RAY
+    }
+    env |= {name: value for name, value in (parent or {}).items() if name in SET_BY_RAY}
+    return env | ON_HOSTS | dict(user_env)
+
+
+def parent_environment() -> dict[str, str] | None:
+    """The environment that this process's parent was started with; None if it cannot be read."""
+    entries = [entry.decode(errors="surrogateescape") for entry in environment_of(os.getppid()) if b"=" in entry]
+    return dict(entry.split("=", 1) for entry in entries) if entries else None
+
+
+def zygote_path() -> list[str]:
+    """`sys.path` for a zygote: what this process has, without the current directory and Ray's own copies."""
+    return [entry for entry in sys.path if entry and f"{os.sep}ray{os.sep}" not in f"{entry}{os.sep}"]

@@ -1,0 +1,63 @@
+"""Settings of prefect_tpu: `PREFECT_INTEGRATIONS_TPU_*`, from the environment or Prefect's own files."""
+
+from __future__ import annotations
+
+from prefect.settings.base import PrefectBaseSettings, build_settings_config
+from pydantic import Field
+
+
+class TpuSettings(PrefectBaseSettings):
+    """Defaults for every gang. A TpuMultisliceRunner's own arguments come first, then its pool's."""
+
+    model_config = build_settings_config(("integrations", "tpu"))
+
+    ray_address: str | None = Field(
+        default=None,
+        description='Ray cluster for runners without a pool: "auto" or host:port; unset: simulated slices.',
+    )
+    accelerator_type: str = Field(default="v4", description="Accelerator type where neither runner nor pool has one.")
+    topology: str = Field(default="2x2x2", description="Topology of a slice where neither runner nor pool has one.")
+    checkpoint_root: str | None = Field(
+        default=None,
+        description="Directory or fsspec URL that every host sees; unset: tpu/checkpoints in Prefect's home.",
+    )
+    lease_timeout_seconds: float = Field(
+        default=600.0, ge=0, description="How long a gang waits for free slices, in seconds."
+    )
+    lease_hold_seconds: float = Field(
+        default=60.0, ge=0, description="Longest retry delay over which slices are kept, in seconds."
+    )
+    queue_message_interval_seconds: float = Field(
+        default=15.0, gt=0, description="How often a waiting gang says so in its logs, in seconds."
+    )
+    agent_start_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="How long the agents of a gang may take to get ready, in seconds."
+    )
+    agent_idle_release_seconds: float = Field(
+        default=300.0, ge=0, description="Idle agents are ended after this time, in seconds."
+    )
+    agent_poll_seconds: float = Field(
+        default=1.0, gt=0, description="How long an agent holds a question before it answers 'nothing new', in seconds."
+    )
+    launch_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="From forked host processes to the function entered everywhere, in seconds."
+    )
+    jax_initialization_timeout_seconds: int = Field(
+        default=120, gt=0, description="How long jax.distributed.initialize waits for all hosts, in seconds."
+    )
+    failure_window_seconds: float = Field(
+        default=1.0, ge=0, description="How long other hosts are heard after the first failure, in seconds."
+    )
+    cancel_grace_seconds: float = Field(
+        default=5.0, ge=0, description="Between SIGTERM and SIGKILL when a gang is cancelled, in seconds."
+    )
+    inline_payload_bytes: int = Field(
+        default=100_000,
+        ge=0,
+        description="Arguments up to this size go with the call, bigger ones by the object store.",
+    )
+
+
+def current_settings() -> TpuSettings:
+    """The settings as they are now; read when a gang starts, never at import."""
+    return TpuSettings()

@@ -1,0 +1,149 @@
+"""`prefect-tpu`: fleets by hand, as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from prefect_tpu._version import __version__
+from prefect_tpu.cluster import fleet_processes, inventory, session
+from prefect_tpu.cluster.fleet import RayFleet
+
+pytestmark = pytest.mark.timeout(180)
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this module's fleets write down that they are up."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def cli(home: Path) -> Cli:
+    """Run the command in a process of its own."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "prefect_tpu.cli", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+            env=os.environ | {"PREFECT_HOME": str(home)},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def up(cli: Cli) -> Iterator[dict[str, object]]:
+    """Two single-host slices that were started by hand; what `fleet up --json` said."""
+    started = cli("fleet", "up", "--slices", "2", "--topology", "2x2x1", "--json")
+    assert started.returncode == 0, started.stderr
+    yield json.loads(started.stdout)
+    session.disconnect()
+    cli("fleet", "down")
+
+
+def test_the_version(cli: Cli) -> None:
+    """As in the package."""
+    assert cli("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("fleet", "status", "--name", "none"), 1, "No fleet called 'none' is up.*prefect-tpu fleet up --name none"),
+        (("fleet", "down", "--name", "none"), 1, "No fleet called 'none' is up"),
+        (("fleet", "preempt", "slice-0", "--name", "none"), 1, "No fleet called 'none' is up"),
+        (("fleet", "up", "--slices", "0", "--name", "none"), 2, "slices=0"),
+        (("fleet", "up", "--slices", "many"), 2, "many"),
+        (("fleet", "up", "--accelerator-type", "v9", "--name", "none"), 2, "'v9'.*v5litepod.*v6e"),
+        (("fleet", "up", "--topology", "3x3", "--name", "none"), 2, "'3x3'.*2x2x2"),
+        (("fleet", "drain", "slice-0", "--seconds", "0"), 2, "more than 0"),
+        (("fleet", "status", "--name", "../x"), 2, "cannot be a fleet's name"),
+        (("fleet", "preempt"), 2, "(?i)target"),
+        (("fleet", "nonsense"), 2, "nonsense"),
+    ],
+)
+def test_exit_codes(arguments: tuple[str, ...], code: int, says: str, cli: Cli) -> None:
+    """1 for what failed, 2 for wrong usage; the reason is on stderr."""
+    done = cli(*arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert re.search(says, done.stderr.replace("\n", " ")), done.stderr
+    assert done.stdout == ""
+
+
+def test_help_has_the_exit_codes(cli: Cli) -> None:
+    """And every command."""
+    text = cli("fleet", "--help").stdout
+    assert "Exit codes: 0 done; 1 failed" in text
+    for command in ("up", "down", "status", "preempt", "drain", "restore", "add-slice"):
+        assert command in text
+
+
+def test_it_outlives_the_command_and_takes_runs(up: dict[str, object], cli: Cli) -> None:
+    """Another process connects by the printed address."""
+    address = str(up["address"])
+    assert fleet_processes.is_alive(int(str(up["pid"])))
+    RayFleet(address).connect()
+    assert [one.name for one in inventory.summary().slices if one.free] == ["slice-0", "slice-1"]
+    shown = cli("fleet", "status").stdout
+    assert address in shown
+    assert len(re.findall("free", shown)) == 2
+
+
+def test_a_second_one_of_that_name_is_refused(up: dict[str, object], cli: Cli) -> None:
+    """With its address and what to do."""
+    again = cli("fleet", "up")
+    assert again.returncode == 1
+    assert f"is up already at {up['address']}" in again.stderr
+
+
+def test_its_verbs(up: dict[str, object], cli: Cli) -> None:
+    """Preempt, restore, drain, add-slice, each seen in status."""
+
+    def states() -> dict[str, str]:
+        found = json.loads(cli("fleet", "status", "--json").stdout)
+        return {one["name"]: one["state"] for one in found["slices"]}
+
+    assert json.loads(cli("fleet", "preempt", "slice-1/0", "--json").stdout) == {"target": "slice-1/0", "hosts": 1}
+    assert states() == {"slice-0": "up", "slice-1": "down"}
+    assert cli("fleet", "restore", "slice-1").stdout == "slice-1 is up.\n"
+    assert cli("fleet", "add-slice").stdout == "slice-2 is up.\n"
+    assert states() == {"slice-0": "up", "slice-1": "up", "slice-2": "up"}
+    assert "goes away in 2 s" in cli("fleet", "drain", "slice-2", "--seconds", "2").stdout
+    time.sleep(3)
+    assert states() == {"slice-0": "up", "slice-1": "up", "slice-2": "down"}
+    wrong = cli("fleet", "preempt", "slice-9")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "slice-0, slice-1, slice-2" in wrong.stderr
+
+
+def test_a_killed_fleet_is_noticed_and_replaced(cli: Cli, home: Path) -> None:
+    """By process id and start time; said; the next one takes its place; down leaves nothing."""
+    first = json.loads(cli("fleet", "up", "--slices", "1", "--topology", "2x2x1", "--name", "b", "--json").stdout)
+    os.kill(first["pid"], signal.SIGKILL)
+    status = cli("fleet", "status", "--name", "b")
+    assert status.returncode == 1
+    assert "is not up any more" in status.stderr
+    second = json.loads(cli("fleet", "up", "--slices", "1", "--topology", "2x2x1", "--name", "b", "--json").stdout)
+    directory = json.loads(cli("fleet", "status", "--name", "b", "--json").stdout)["directory"]
+    marked = fleet_processes.find([os.path.basename(directory) + "/"])
+    assert marked
+    assert cli("fleet", "down", "--name", "b").returncode == 0
+    assert not [one for one in marked if fleet_processes.is_alive(one.pid, one.start)]
+    assert not fleet_processes.is_alive(second["pid"])
+    assert not os.path.exists(directory)
+    assert not (home / "tpu" / "b.json").exists()

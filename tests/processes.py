@@ -1,0 +1,72 @@
+"""Look at processes of this machine: who descends from whom, and who is gone."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def _stat(pid: int) -> tuple[str, int, str] | None:
+    """State letter, parent's pid and start time of a process; None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[1]), fields[19]
+
+
+def all_pids() -> list[int]:
+    return [int(one.name) for one in Path("/proc").glob("[0-9]*")]
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Every process below `pid`, with its start time, so that a pid used again is not mistaken for it."""
+    parents: dict[int, list[int]] = {}
+    starts: dict[int, str] = {}
+    for one in all_pids():
+        stat = _stat(one)
+        if stat is not None and stat[0] != "Z":
+            parents.setdefault(stat[1], []).append(one)
+            starts[one] = stat[2]
+    found: dict[int, str] = {}
+    todo = [pid]
+    while todo:
+        for child in parents.get(todo.pop(), []):
+            found[child] = starts[child]
+            todo.append(child)
+    return found
+
+
+def with_environment(name: str, value: str) -> dict[int, str]:
+    """Every process that was started with this variable, whoever its parent is now."""
+    wanted = f"{name}={value}".encode()
+    found = {}
+    for one in all_pids():
+        try:
+            environ = Path(f"/proc/{one}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        stat = _stat(one)
+        if wanted in environ and stat is not None and stat[0] != "Z" and one != os.getpid():
+            found[one] = stat[2]
+    return found
+
+
+def alive(processes: dict[int, str]) -> dict[int, str]:
+    """Those that still live; a zombie does not."""
+    left = {}
+    for pid, start in processes.items():
+        stat = _stat(pid)
+        if stat is not None and stat[0] != "Z" and stat[2] == start:
+            left[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:150]
+    return left
+
+
+def assert_gone(processes: dict[int, str], seconds: float) -> None:
+    """All of them end within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while left := alive(processes):
+        assert time.monotonic() < deadline, f"still there after {seconds:g} s: {left}"
+        time.sleep(0.1)
