@@ -14,10 +14,10 @@ from prefect.logging import get_run_logger
 import prefect_tpu
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime
 
-STEPS = 300
+STEPS = 200
 GLOBAL_BATCH = 256
 CHECKPOINT_EVERY_STEPS = 100
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 5e-3
 SEED = 0
 
 
@@ -48,6 +48,7 @@ def train(steps: int) -> dict[str, float]:
     import numpy as np
     import optax
     import orbax.checkpoint as ocp
+    from jax.flatten_util import ravel_pytree
     from jax.sharding import NamedSharding, PartitionSpec
 
     ctx = runtime.current()
@@ -56,19 +57,20 @@ def train(steps: int) -> dict[str, float]:
     sharded, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     train_x, train_y, test_x, test_y = load_digits()
 
-    def init() -> dict[str, Any]:
-        first, second = jax.random.split(jax.random.key(SEED))
-        return {
-            "w1": jax.random.normal(first, (64, 128)) * (2 / 64) ** 0.5,
-            "b1": jnp.zeros(128),
-            "w2": jax.random.normal(second, (128, 10)) * (2 / 128) ** 0.5,
-            "b2": jnp.zeros(10),
-        }
+    first, second = jax.random.split(jax.random.key(SEED))
+    layers = {
+        "w1": jax.random.normal(first, (64, 128)) * (2 / 64) ** 0.5,
+        "b1": jnp.zeros(128),
+        "w2": jax.random.normal(second, (128, 10)) * (2 / 128) ** 0.5,
+        "b2": jnp.zeros(10),
+    }
+    flat, unflatten = ravel_pytree(layers)  # one vector, so one all-reduce for all gradients
 
-    def logits(params: dict[str, Any], x: Any) -> Any:
-        return jax.nn.relu(x @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
+    def logits(params: Any, x: Any) -> Any:
+        layer = unflatten(params)
+        return jax.nn.relu(x @ layer["w1"] + layer["b1"]) @ layer["w2"] + layer["b2"]
 
-    def loss_of(params: dict[str, Any], x: Any, y: Any) -> Any:
+    def loss_of(params: Any, x: Any, y: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
 
     optimizer = optax.adam(LEARNING_RATE)
@@ -86,15 +88,15 @@ def train(steps: int) -> dict[str, float]:
     def global_batch(step: int) -> tuple[Any, Any]:
         """The same batch for a step number whoever runs it: a retry sees the same data in the same order."""
         rows = np.random.default_rng((SEED, step)).choice(len(train_x), GLOBAL_BATCH, replace=False)
-        x, y = (
-            jax.make_array_from_callback(
-                (GLOBAL_BATCH, *data.shape[1:]), sharded, lambda index, data=data: data[rows[index[0]]]
-            )
-            for data in (train_x, train_y)
-        )
-        return x, y
 
-    params = jax.jit(init, out_shardings=replicated)()
+        def shard(data: Any) -> Any:
+            return jax.make_array_from_callback(
+                (GLOBAL_BATCH, *data.shape[1:]), sharded, lambda index: data[rows[index[0]]]
+            )
+
+        return shard(train_x), shard(train_y)
+
+    params = jax.device_put(np.asarray(flat), replicated)
     state = jax.jit(optimizer.init, out_shardings=replicated)(params)
     assert ctx.checkpoint_dir is not None
     with ocp.CheckpointManager(ctx.checkpoint_dir, options=ocp.CheckpointManagerOptions(max_to_keep=2)) as checkpoints:

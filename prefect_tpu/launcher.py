@@ -201,13 +201,13 @@ class GangLaunch:
 
     def _set_retry(self) -> None:
         """Set the clone's retry fields for this cause; the engine reads them after the exception."""
-        clone = self.task
+        clone: Any = self.task
         if self._decision.retry:
             clone.retries += 1
             clone.retry_delay_seconds = 0
             clone.retry_jitter_factor = None
         else:
-            delay = self._user_delay
+            delay: Any = self._user_delay
             if isinstance(delay, Sequence) and delay:
                 delay = delay[min(max(self.spent.failures, 1), len(delay)) - 1]
             clone.retry_delay_seconds = delay

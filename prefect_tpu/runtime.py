@@ -256,7 +256,7 @@ _process: _Process | None = None
 
 def _enter(context: Mapping[str, Any], send: Callable[[int | None, dict[str, float]], None]) -> _Process:
     """Make this process a host process of a gang. For the child that runs the function."""
-    global _process  # noqa: PLW0603 - one process is one member of one gang, for all its life
+    global _process
     _process = _Process(Context(**context), _Reporter(send))
     return _process
 

@@ -8,14 +8,14 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, overload
 
 from prefect.client.schemas.objects import RunInput, State
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture
 from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.run import GangPlan
@@ -48,6 +48,28 @@ class Process0:
 
 
 Shape = TypeVar("Shape", default=Flat)
+
+
+class RunnerOptions(TypedDict, total=False):
+    """Arguments of TpuMultisliceRunner that do not change the type of its results."""
+
+    pool: Fleet | str | None
+    num_slices: int
+    accelerator_type: str | None
+    topology: str | None
+    chips_per_host: int | None
+    env: Mapping[str, str] | None
+    preload: Sequence[str]
+    jax_distributed: Literal["auto"] | bool
+    resumable: bool
+    max_preemptions: int | None
+    max_infrastructure_failures: int
+    checkpoint_root: str | Path | None
+    lease_timeout_seconds: float | None
+    lease_hold_seconds: float | None
+    launch_timeout_seconds: float | None
+    cancel_grace_seconds: float | None
+    max_workers: int | None
 
 
 class GangFuture(PrefectConcurrentFuture[Any]):
@@ -100,35 +122,27 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
 
     @overload
     def __init__(
-        self: TpuMultisliceRunner[Process0], *, returns: Literal["process0"], flatten: bool = ..., **options: Any
+        self: TpuMultisliceRunner[Process0],
+        *,
+        returns: Literal["process0"],
+        flatten: bool = ...,
+        **options: Unpack[RunnerOptions],
     ) -> None: ...
     @overload
     def __init__(
-        self: TpuMultisliceRunner[Nested], *, flatten: Literal[False], returns: Literal["all"] = ..., **options: Any
+        self: TpuMultisliceRunner[Nested],
+        *,
+        flatten: Literal[False],
+        returns: Literal["all"] = ...,
+        **options: Unpack[RunnerOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: TpuMultisliceRunner[Flat],
         *,
-        pool: Fleet | str | None = ...,
-        num_slices: int = ...,
-        accelerator_type: str | None = ...,
-        topology: str | None = ...,
-        chips_per_host: int | None = ...,
         flatten: Literal[True] = ...,
         returns: Literal["all"] = ...,
-        env: Mapping[str, str] | None = ...,
-        preload: Sequence[str] = ...,
-        jax_distributed: Literal["auto"] | bool = ...,
-        resumable: bool = ...,
-        max_preemptions: int | None = ...,
-        max_infrastructure_failures: int = ...,
-        checkpoint_root: str | Path | None = ...,
-        lease_timeout_seconds: float | None = ...,
-        lease_hold_seconds: float | None = ...,
-        launch_timeout_seconds: float | None = ...,
-        cancel_grace_seconds: float | None = ...,
-        max_workers: int | None = ...,
+        **options: Unpack[RunnerOptions],
     ) -> None: ...
 
     def __init__(
@@ -193,7 +207,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
     __hash__ = None  # type: ignore[assignment]  # as Prefect's own runners: equal by value, not hashable
 
     def __repr__(self) -> str:
-        default = TpuMultisliceRunner.__init__.__kwdefaults__
+        default = TpuMultisliceRunner.__init__.__kwdefaults__ or {}
         given = ", ".join(f"{k}={v!r}" for k, v in self._options.items() if v != default.get(k) and v != {})
         return f"TpuMultisliceRunner({given})"
 
@@ -289,7 +303,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
 
     # -- a task runner
 
-    def submit(  # type: ignore[override]
+    def submit(
         self,
         task: Task[Any, Any],
         parameters: dict[str, Any],

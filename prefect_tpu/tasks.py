@@ -83,13 +83,13 @@ class GangTask(Task[P, R]):
         clone.cache_policy = with_gang_shape(self.cache_policy, self.task_runner.result_shape())
         return clone, launch
 
-    def with_options(self, *, task_runner: RunnerOrClass | None = None, **options: Any) -> GangTask[P, R]:  # type: ignore[override]
+    def with_options(self, *, task_runner: RunnerOrClass | None = None, **options: Any) -> GangTask[P, R]:
         """As `prefect.Task.with_options`; the task runner is kept unless another is given."""
         known = {name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn")}
         unknown = sorted(set(options) - known)
         if unknown:
             raise TypeError(f"with_options() got unknown options {unknown}; known: {sorted(known)}")
-        plain = Task(fn=self.body, **self._options())  # type: ignore[var-annotated]
+        plain = Task(fn=self.body, **self._options())
         merged = plain.with_options(**options)
         gang = GangTask.adopt(merged, runner_for(task_runner) if task_runner is not None else self.task_runner)
         return cast("GangTask[P, R]", gang)
@@ -143,7 +143,7 @@ class GangTask(Task[P, R]):
             return futures
 
 
-class MaterializingGangTask(GangTask[P, R], MaterializingTask[P, R]):
+class MaterializingGangTask(GangTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]
     """A `@materialize` task in a flow whose task runner is a TpuMultisliceRunner."""
 
 
@@ -168,7 +168,9 @@ class FlatDecorator(Protocol):
     """What `task(task_runner=TpuMultisliceRunner())` returns, to type checkers: results are a list."""
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> GangTask[P, Coroutine[Any, Any, list[R]]]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> GangTask[P, Coroutine[Any, Any, list[R]]]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> GangTask[P, list[R]]: ...
 
@@ -177,7 +179,7 @@ class NestedDecorator(Protocol):
     """What `task(task_runner=TpuMultisliceRunner(flatten=False))` returns: a list per slice."""
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, fn: Callable[P, Coroutine[Any, Any, R]], /
     ) -> GangTask[P, Coroutine[Any, Any, list[list[R]]]]: ...
     @overload

@@ -37,10 +37,8 @@ def send_event(channel: socket.socket, event: Event, result_file: int) -> None:
 
 def receive_event(data: bytes, result_file: int) -> Event:
     """In the agent: the event of one message."""
-    if data[:1] == _IN_RESULT_FILE:
-        event: Event = pickle.loads(payload.read(result_file)[0])  # noqa: S301 - from the function we run
-        return event
-    event = pickle.loads(data[1:])  # noqa: S301
+    whole = payload.read(result_file)[0] if data[:1] == _IN_RESULT_FILE else data[1:]
+    event: Event = pickle.loads(whole)  # noqa: S301 - from the process that we have started
     return event
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from prefect_tpu import runtime
-from prefect_tpu.cluster import payload, pickling, prefect_context
+from prefect_tpu.cluster import payload, pickling, run_logger
 from prefect_tpu.cluster.channel import receive_command, send_event
 from prefect_tpu.cluster.streams import cut
 from prefect_tpu.cluster.summary import summarize
@@ -84,7 +84,7 @@ class _Attempt:
         os.environ.update(request["user_env"])
         _reseed()
         _log_to(self, request["log_level"])
-        prefect_context.install(str(request["context"]["run_id"]))
+        run_logger.install(str(request["context"]["run_id"]))
         self.process = runtime._enter(request["context"], lambda step, values: self.send(Progress(step, values)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         if request["jax"] is not None:
@@ -249,7 +249,7 @@ def _shut_down_jax() -> None:
         return
     try:
         jax.distributed.shutdown()
-    except Exception:  # noqa: BLE001 - the result is handed over; a peer may have been killed meanwhile
+    except Exception:
         logging.getLogger("prefect_tpu").debug("jax.distributed.shutdown failed", exc_info=True)
 
 

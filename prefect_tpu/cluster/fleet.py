@@ -76,6 +76,8 @@ class RayFleet:
         """
         from prefect_tpu.cluster import inventory, session
 
+        if say is not None and session.address() is None:
+            say(f"connecting to Ray at {self.address}")
         target = session.connect(self.address, namespace=self.namespace)
         problem = inventory.no_slices_message(target)
         if problem:
@@ -261,10 +263,9 @@ class _Registry:
     def _start(self, fleet: LocalFleet, say: Say | None) -> _Running:
         def tell(text: str) -> None:
             log.info("%s", text)
-            if say is not None and not ready:
+            if say is not None:
                 say(text)
 
-        ready = False
         shape = fleet.shape
         tell(
             f"starting {fleet.slices} simulated {shape} slices on this machine: "
@@ -276,7 +277,6 @@ class _Registry:
         except BaseException:
             supervisor.stop()
             raise
-        ready = True
         return _Running(supervisor, answer["address"])
 
     def close(self, fleet: LocalFleet) -> None:

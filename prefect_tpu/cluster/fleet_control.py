@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import queue
 import socket
@@ -25,6 +26,7 @@ COMMAND_TIMEOUT_SECONDS = 60.0
 """For every command but those that start hosts, which have `start_timeout_seconds`."""
 STOP_TIMEOUT_SECONDS = 20.0
 LOG_TAIL_LINES = 15
+log = logging.getLogger("prefect_tpu.fleet")
 Progress = Callable[[str], None]
 
 
@@ -66,9 +68,19 @@ class SupervisorProcess:
         Raises:
             ProvisioningError: it did not come up; the message has the end of its log.
         """
-        value = self._take(0, timeout_seconds, "start")
-        assert isinstance(value, dict)
-        return value
+        # Progress is told on this thread, which is the one that belongs to the run that waits.
+        waiting, deadline = self._answers[0], time.monotonic() + timeout_seconds
+        while True:
+            try:
+                message = waiting.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise self._too_late("start", timeout_seconds) from None
+            if message is None:
+                raise self._ended("start")
+            if "progress" not in message:
+                self._answers.pop(0)
+                return dict(unpack(message, "start"))
+            self._progress(message["progress"])
 
     def request(self, do: str, *, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS, **arguments: Any) -> Any:
         """Send one command and wait for its answer."""
@@ -95,6 +107,7 @@ class SupervisorProcess:
             # Its janitor does the rest.
             self.process.kill()
             self.process.wait()
+        self._log.close()
 
     def let_go(self, state_file: str) -> None:
         """Let the fleet outlive this process."""
@@ -104,27 +117,35 @@ class SupervisorProcess:
         try:
             answer = self._answers[number].get(timeout=timeout_seconds)
         except queue.Empty:
-            raise ProvisioningError(
-                f"The local fleet did not finish {do!r} within {timeout_seconds:g} s. The machine may be short of "
-                f"CPU or memory: ask for fewer slices, or raise start_timeout_seconds.\n{self._log_tail()}"
-            ) from None
+            raise self._too_late(do, timeout_seconds) from None
         finally:
             self._answers.pop(number, None)
         if answer is None:
-            raise ProvisioningError(
-                f"The local fleet's supervisor ended (exit code {self.process.poll()}) before {do!r} was done.\n"
-                f"{self._log_tail()}"
-            )
+            raise self._ended(do)
         return unpack(answer, do)
+
+    def _too_late(self, do: str, timeout_seconds: float) -> ProvisioningError:
+        return ProvisioningError(
+            f"The local fleet did not finish {do!r} within {timeout_seconds:g} s. The machine may be short of "
+            f"CPU or memory: ask for fewer slices, or raise start_timeout_seconds.\n{self._log_tail()}"
+        )
+
+    def _ended(self, do: str) -> ProvisioningError:
+        return ProvisioningError(
+            f"The local fleet's supervisor ended (exit code {self.process.poll()}) before {do!r} was done.\n"
+            f"{self._log_tail()}"
+        )
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            message = json.loads(line)
-            if "progress" in message:
-                self._progress(message["progress"])
-            elif (waiting := self._answers.get(message["id"])) is not None:
-                waiting.put(message)
+        with self.process.stdout as lines:
+            for line in lines:
+                message = json.loads(line)
+                waiting = self._answers.get(message.get("id", 0))
+                if waiting is not None:
+                    waiting.put(message)
+                elif "progress" in message:
+                    log.info("%s", message["progress"])
         self.process.wait()
         for waiting in list(self._answers.values()):
             waiting.put(None)
@@ -145,9 +166,7 @@ def unpack(answer: dict[str, Any], do: str) -> Any:
     raise (ConfigurationError if answer.get("refused") else ProvisioningError)(text)
 
 
-def request_by_socket(
-    control: str, do: str, *, progress: Progress, timeout_seconds: float, **arguments: Any
-) -> Any:
+def request_by_socket(control: str, do: str, *, progress: Progress, timeout_seconds: float, **arguments: Any) -> Any:
     """Send one command to a supervisor that another process started."""
     deadline = time.monotonic() + timeout_seconds
     with socket.socket(socket.AF_UNIX) as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sysconfig
 from collections.abc import Mapping
 
 from prefect_tpu.core.topology import SliceShape
@@ -19,7 +20,12 @@ _SECRET = re.compile(
 )
 _OWN = ("PREFECT_", "TPU_", "MEGASCALE_", "EXECUTOR_CALL_")
 _RAY_OF_ANOTHER_CLUSTER = (
-    "RAY_ADDRESS", "RAY_JOB_ID", "RAY_NODE_ID", "RAY_RAYLET_PID", "RAY_RUNTIME_ENV_HOOK", "RAY_NAMESPACE",
+    "RAY_ADDRESS",
+    "RAY_JOB_ID",
+    "RAY_NODE_ID",
+    "RAY_RAYLET_PID",
+    "RAY_RUNTIME_ENV_HOOK",
+    "RAY_NAMESPACE",
 )
 
 
@@ -85,10 +91,12 @@ def host_labels(shape: SliceShape, slice_name: str, worker_id: int) -> dict[str,
 def supervisor_environment(package_root: str) -> dict[str, str]:
     """Environment of the fleet supervisor, from which every host gets its own."""
     environ = clean_environment(os.environ)
-    paths = [package_root, *(part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    paths = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    # Installed packages are found anyway, and must not come before the standard library.
+    if package_root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        paths.insert(0, package_root)
     return environ | {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SCHEDULER_EVENTS": "0",
     }

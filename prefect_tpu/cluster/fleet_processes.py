@@ -18,6 +18,11 @@ _SWEEP_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
 
 
+def fleet_mark(directory: str) -> str:
+    """What the marks of all hosts of the fleet in this directory begin with."""
+    return os.path.basename(directory) + "/"
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """One line of the process table."""

@@ -176,9 +176,7 @@ def summarise(
         for node in nodes
         if not node["Alive"] and tpu.SLICE_NAME_LABEL in node["Labels"]
     }
-    slices = [
-        _status(name, members, dead.get(name, {}), available, draining) for name, members in groups.items()
-    ]
+    slices = [_status(name, members, dead.get(name, {}), available, draining) for name, members in groups.items()]
     slices.sort(key=lambda one: numeric_key(one.name))
     with_tpu = sum(len(members) for members in groups.values())
     return FleetSummary(tuple(slices), len(alive) - with_tpu)

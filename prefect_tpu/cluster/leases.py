@@ -24,6 +24,8 @@ RESERVE_TIMEOUT_SECONDS = 2.0
 """How long placement groups may stay pending before all of them are given up and tried again."""
 RETRY_MIN_SECONDS = 0.1
 RETRY_MAX_SECONDS = 0.5
+SETTLE_SECONDS = 1.0
+"""Nothing is said about a wait shorter than this: chips just given back take a moment to show as free."""
 SUSPECT_SECONDS = 15.0
 """A slice that could not be reserved, or lost a host, is tried last for this long: the cluster's own
 view of it is stale for some seconds."""
@@ -139,7 +141,7 @@ class LeaseQueue:
         say_interval_seconds: float,
     ) -> list[Lease]:
         deadline = time.monotonic() + timeout_seconds
-        next_word = 0.0
+        next_word = time.monotonic() + SETTLE_SECONDS
         while True:
             if cancelled():
                 raise GangCancelledError("cancelled while it waited for slices")

@@ -84,7 +84,7 @@ def dumps(obj: Any, project_root: Path | None = None, *, known: ClassesOfDriver 
         _Pickler(stream, beside, modules, known).dump(obj)
     except _ArrayError as error:
         raise error.cause from None
-    except Exception as error:  # noqa: BLE001 - reducers of the user's classes raise what they like
+    except Exception as error:
         raise unpicklable.explain(obj, error, lambda part: _try(part, modules, known)) from error
     return [stream.getbuffer(), *buffers]
 
@@ -248,7 +248,7 @@ def _reduce_array(array: Any, jax: Any) -> Any:
         )
     try:
         values = numpy.asarray(array)
-    except Exception as error:  # noqa: BLE001 - JAX has many, and all of them mean the same here
+    except Exception as error:
         raise _ArrayError(error) from error
     return _writable(values, numpy).__reduce_ex__(5)
 
@@ -282,5 +282,3 @@ def _try(part: Any, modules: ProjectModules, known: ClassesOfDriver | None) -> E
     except Exception as error:  # noqa: BLE001 - it is the answer
         return error
     return None
-
-

@@ -148,7 +148,8 @@ def _notice_foreign_shutdown() -> None:
 
 
 def _current_address() -> str:
-    return str(ray.get_runtime_context().gcs_address)
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 def _init(target: str, namespace: str) -> None:
@@ -198,7 +199,7 @@ def _off_main_thread(do: Callable[[], object]) -> None:
 
 def _resolve(address: str) -> str:
     try:
-        target = services.canonicalize_bootstrap_address(address)
+        target: str | None = services.canonicalize_bootstrap_address(address)
     except (ConnectionError, ValueError, OSError) as error:
         if address == "auto":
             raise ConfigurationError(

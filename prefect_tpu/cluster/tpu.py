@@ -23,7 +23,8 @@ ACCELERATOR_TYPE_LABEL = "ray.io/accelerator-type"
 
 def topologies() -> Mapping[str, Collection[str]]:
     """Topologies of every TPU type that the installed Ray knows."""
-    return VALID_TPU_TOPOLOGY
+    table: Mapping[str, Collection[str]] = VALID_TPU_TOPOLOGY
+    return table
 
 
 def resolve_shape(accelerator_type: str, topology: str, chips_per_host: int | None = None) -> SliceShape:

@@ -70,4 +70,5 @@ def parent_environment() -> dict[str, str] | None:
 
 def zygote_path() -> list[str]:
     """`sys.path` for a zygote: what this process has, without the current directory and Ray's own copies."""
-    return [entry for entry in sys.path if entry and f"{os.sep}ray{os.sep}" not in f"{entry}{os.sep}"]
+    inside_ray = os.sep.join(("", "site-packages", "ray", ""))
+    return [entry for entry in sys.path if entry and inside_ray not in f"{entry}{os.sep}"]

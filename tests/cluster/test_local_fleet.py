@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from prefect_tpu.cluster import fleet_processes, inventory, session
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.fleet_hosts import clean_environment, simulated_host_environment
-from prefect_tpu.core.errors import ConfigurationError, TopologyError
+from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -187,7 +187,8 @@ def tenant_on(fleet: LocalFleet, slice_index: int, worker_id: int) -> Any:
     # By node id: for some seconds Ray would also place it on the dead host that had these labels before.
     host = inventory.read_slices(fleet.shape)[slice_index].hosts[worker_id]
     where = NodeAffinitySchedulingStrategy(host.node_id, soft=False)
-    return Tenant.options(scheduling_strategy=where).remote()
+    actor: Any = Tenant
+    return actor.options(scheduling_strategy=where).remote()
 
 
 def test_a_preemption_takes_every_process_of_the_host(fleet: LocalFleet) -> None:
@@ -344,14 +345,14 @@ def test_nobody_there_is_said_soon(address: str) -> None:
     """Not after Ray's own long wait."""
     session.disconnect()
     began = time.monotonic()
-    with pytest.raises(ConfigurationError, match="does not answer.*LocalFleet"):
+    with pytest.raises(ConfigurationError, match=r"does not answer.*LocalFleet"):
         RayFleet(address).connect()
     assert time.monotonic() - began < 8
 
 
 def test_ray_client_is_refused() -> None:
     """With the reason, and what to do instead."""
-    with pytest.raises(ConfigurationError, match="object store on the driver's own host.*--num-cpus=0"):
+    with pytest.raises(ConfigurationError, match=r"object store on the driver's own host.*--num-cpus=0"):
         RayFleet("ray://head:10001")
 
 
@@ -377,6 +378,26 @@ PLAIN_RAY = textwrap.dedent(
     ray.shutdown()
     """
 )
+
+
+def test_a_start_that_fails_says_why() -> None:
+    """The end of the supervisor's log is in the message, and nothing stays."""
+    fleet = LocalFleet(slices=1, topology="2x2x1", start_timeout_seconds=0.2)
+    with pytest.raises(ProvisioningError, match=r"did not finish 'start' within 0.2 s.*start_timeout_seconds"):
+        fleet.connect()
+    assert fleet.address == ""
+
+
+def test_progress_is_told_on_the_thread_that_waits() -> None:
+    """A run's logger may need it; one line for each host that is up."""
+    told: list[tuple[str, str]] = []
+    fleet = LocalFleet(slices=1, topology="2x2x1", cpus_per_host=3)
+    try:
+        fleet.connect(lambda text: told.append((threading.current_thread().name, text)))
+    finally:
+        fleet.close()
+    assert {thread for thread, _ in told} == {threading.current_thread().name}
+    assert any("slice-0 host 0 is up (1 of 1 hosts" in text for _, text in told)
 
 
 # --- gone in the end

@@ -6,7 +6,6 @@ Log records then go the way of all others; the API's log handler is off (see zyg
 
 from __future__ import annotations
 
-import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -28,20 +27,20 @@ def install(run_id: str) -> None:
 
 def _enter(run_id: str) -> None:
     try:
-        # By name: nothing under cluster/ depends on Prefect, hosts may not even have it.
-        importlib.import_module("prefect.main")  # completes the models of prefect.context
-        context = importlib.import_module("prefect.context")
-        objects = importlib.import_module("prefect.client.schemas.objects")
-        results = importlib.import_module("prefect.results")
-        tasks = importlib.import_module("prefect.tasks")
-        task_run = objects.TaskRun(id=_uuid(run_id), name="gang", task_key="gang", dynamic_key="0")
-        context.TaskRunContext(
-            task=tasks.Task(fn=_nothing, name="gang"),
-            task_run=task_run,
+        # Only here, and only if the function has Prefect imported: hosts may not even have it.
+        import prefect.main  # noqa: F401 - completes the models of prefect.context
+        from prefect.client.schemas.objects import TaskRun
+        from prefect.context import TaskRunContext
+        from prefect.results import ResultStore
+        from prefect.tasks import Task
+
+        TaskRunContext(
+            task=Task(fn=_nothing, name="gang"),
+            task_run=TaskRun(id=_uuid(run_id), name="gang", task_key="gang", dynamic_key="0"),
             parameters={},
-            result_store=results.ResultStore(),
+            result_store=ResultStore(),
         ).__enter__()
-    except Exception:  # noqa: BLE001 - the function may not need it at all
+    except Exception:
         logging.getLogger("prefect_tpu").warning("get_run_logger() will not work on this host", exc_info=True)
 
 
@@ -63,7 +62,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         self._callback = callback
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the protocol has it
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "prefect":
             return None

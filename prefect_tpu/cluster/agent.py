@@ -1,0 +1,65 @@
+"""The Ray actor on each host: hands what the driver calls to the host's supervisor. It reserves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from prefect_tpu.cluster.host import HostSupervisor
+from prefect_tpu.core.host import HostReport, LaunchRequest, Poll
+
+MAX_CONCURRENT_CALLS = 16
+"""A long poll per attempt, and the calls beside it."""
+
+
+class Agent:
+    """A `HostSupervisor` that is called from afar. It ends with the driver, and with it all it has started."""
+
+    def __init__(self) -> None:
+        self._host = HostSupervisor()
+
+    def prepare(self, preload: tuple[str, ...], user_env: dict[str, str]) -> HostReport:
+        return self._host.prepare(preload, user_env)
+
+    def free_ports(self, count: int) -> list[int]:
+        return self._host.free_ports(count)
+
+    def launch(self, request: LaunchRequest, buffers: Sequence[Any]) -> int:
+        """`buffers`: bytes for a small payload, else arrays of uint8 that lie in the object store."""
+        return self._host.launch(request, buffers)
+
+    def poll(self, attempt_id: str, after: int, timeout_seconds: float) -> Poll:
+        return self._host.poll(attempt_id, after, timeout_seconds)
+
+    def result(self, attempt_id: str) -> list[Any]:
+        """Arrays of uint8 over the child's own pages: the object store makes the only copy."""
+        return [numpy.frombuffer(view, dtype=numpy.uint8) for view in self._host.result(attempt_id)]
+
+    def finish(self, attempt_id: str) -> None:
+        self._host.finish(attempt_id)
+
+    def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, reason: str) -> None:
+        self._host.notify_drain(attempt_id, deadline_unix_seconds, reason)
+
+    def stop(self, attempt_id: str, grace_seconds: float) -> None:
+        self._host.stop(attempt_id, grace_seconds)
+
+    def forget(self, attempt_id: str) -> None:
+        self._host.forget(attempt_id)
+
+    def close(self) -> None:
+        self._host.close()
+
+
+def start_agent(node_id: str, name: str) -> Any:
+    """Start an agent on the Ray node `node_id`; returns its handle at once.
+
+    It asks for no chips, so Ray hides none from it: the placement group of the lease holds them.
+    """
+    actor = ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENT_CALLS, max_restarts=0)(Agent)
+    affinity = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+    return actor.options(name=name, scheduling_strategy=affinity).remote()

@@ -1,0 +1,311 @@
+"""The hosts of a local fleet, as the supervisor keeps them: started, killed, drained, brought back."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_tpu.cluster import fleet_keeper, fleet_processes
+from prefect_tpu.cluster.fleet_hosts import (
+    MARK_VARIABLE,
+    host_environment,
+    host_labels,
+    host_resources,
+    simulated_host_environment,
+)
+from prefect_tpu.cluster.fleet_janitor import Janitor
+from prefect_tpu.cluster.fleet_keeper import KeeperPlan
+from prefect_tpu.core.topology import SliceShape
+
+DRAIN_ANSWER_SECONDS = 10.0
+STARTS_PER_CORE = 4
+"""Hosts that start at the same time: most of a raylet's start is waiting."""
+
+
+class RefusedError(Exception):
+    """The command cannot be done; the text is for the user."""
+
+
+class HeadLostError(Exception):
+    """The fleet's Ray cluster is gone."""
+
+
+@dataclass(slots=True, eq=False)
+class HostState:
+    """One simulated host. state: "starting", "up", "draining" or "down"."""
+
+    slice_name: str
+    index: int
+    state: str = "down"
+    pid: int = 0
+    node_id: str = ""
+    started: float = 0.0
+    channel: socket.socket | None = None
+    deadline: float | None = None
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.slice_name}/{self.index}"
+
+
+@dataclass(slots=True)
+class Machines:
+    """Every host of one fleet, and its head. Used by one thread, the one that forks.
+
+    Attributes:
+        shape, cpus_per_host, object_store_bytes: of every host.
+        directory: everything of the fleet is in it, and its name marks the fleet's processes.
+        selector: told which sockets to watch; each key's data is called when there is something to read.
+        janitor: told about every host.
+        private: descriptors that hosts must not keep open.
+        say: where news go.
+    """
+
+    shape: SliceShape
+    cpus_per_host: int
+    object_store_bytes: int
+    directory: str
+    selector: selectors.BaseSelector
+    janitor: Janitor
+    private: tuple[int, ...]
+    say: Callable[[str], None]
+    slices: dict[str, list[HostState]] = field(default_factory=dict)
+    head: HostState = field(default_factory=lambda: HostState("head", 0))
+    address: str = ""
+    _queue: list[HostState] = field(default_factory=list)
+    _added: int = 0
+
+    @property
+    def hosts(self) -> list[HostState]:
+        return [host for hosts in self.slices.values() for host in hosts]
+
+    def start_head(self) -> None:
+        """Hosts that are added start when it is up."""
+        self._fork(self.head)
+
+    def add_slice(self) -> list[HostState]:
+        """One more slice; its hosts start as soon as there is room."""
+        name = f"slice-{self._added}"
+        self._added += 1
+        self.slices[name] = [HostState(name, index, state="starting") for index in range(self.shape.hosts)]
+        self._queue += self.slices[name]
+        return self.slices[name]
+
+    def find(self, target: object, *, whole: bool = False) -> list[HostState]:
+        """The hosts of "slice-1", or the one of "slice-1/0"."""
+        name, _, index = str(target).partition("/")
+        known = ", ".join(self.slices) or "none"
+        if name not in self.slices:
+            raise RefusedError(f"there is no slice {name!r} in this fleet; it has: {known}")
+        hosts = self.slices[name]
+        if not index:
+            return hosts
+        if whole:
+            raise RefusedError(f"this is done to a whole slice: {name!r}, not {target!r}")
+        if not index.isdigit() or int(index) >= len(hosts):
+            raise RefusedError(f"{name} has hosts 0 to {len(hosts) - 1}, not {index!r}")
+        return [hosts[int(index)]]
+
+    def preempt(self, target: object) -> int:
+        """Kill hosts now; how many were there."""
+        hosts = [host for host in self.find(target) if host.state != "down"]
+        self.kill(hosts)
+        self.say(f"{target} preempted: {len(hosts)} hosts killed")
+        return len(hosts)
+
+    def drain(self, target: object, seconds: float) -> int:
+        """Give a slice notice; how many of its hosts got it."""
+        hosts = self.find(target, whole=True)
+        if any(host.state == "starting" for host in hosts):
+            raise RefusedError(f"{hosts[0].slice_name} is still starting")
+        up = [host for host in hosts if host.state == "up"]
+        if not up:
+            raise RefusedError(f"{hosts[0].slice_name} has no host that is up and not draining yet")
+        for host in up:
+            assert host.channel is not None
+            host.channel.sendall(json.dumps({"drain_seconds": seconds}).encode())
+        deadline = time.monotonic() + seconds
+        for host in up:
+            assert host.channel is not None
+            host.channel.settimeout(DRAIN_ANSWER_SECONDS)
+            try:
+                answer = host.channel.recv(65536)
+            except TimeoutError:
+                answer = b'{"failed": "no answer from the host"}'
+            host.channel.settimeout(None)
+            failed = json.loads(answer.splitlines()[0]).get("failed") if answer else "the host is gone"
+            if failed:
+                raise RefusedError(f"{host.name} could not be drained: {failed}")
+        for host in up:
+            host.state, host.deadline = "draining", deadline
+        self.say(f"{hosts[0].slice_name} drains: preemption in {seconds:g} s")
+        return len(up)
+
+    def restore(self, target: object) -> list[HostState]:
+        """Start what is down or draining; the hosts that have to be up then."""
+        hosts = self.find(target)
+        self.kill([host for host in hosts if host.state == "draining"])
+        for host in hosts:
+            if host.state == "down":
+                host.state, host.error = "starting", ""
+                self._queue.append(host)
+        return hosts
+
+    def status(self) -> dict[str, Any]:
+        """JSON-able."""
+        now = time.monotonic()
+        return {
+            "address": self.address,
+            "pid": os.getpid(),
+            "directory": self.directory,
+            "accelerator_type": self.shape.accelerator_type,
+            "topology": self.shape.topology,
+            "slices": [
+                {
+                    "name": name,
+                    "hosts": [
+                        {
+                            "index": host.index,
+                            "state": host.state,
+                            "node_id": host.node_id,
+                            "pid": host.pid,
+                            "seconds_left": None if host.deadline is None else max(0.0, host.deadline - now),
+                            "error": host.error,
+                        }
+                        for host in hosts
+                    ],
+                }
+                for name, hosts in self.slices.items()
+            ],
+        }
+
+    def tick(self) -> None:
+        """What time brings: room for hosts that wait to start, ends of drains, dead children."""
+        fleet_processes.reap_children()
+        at_once = STARTS_PER_CORE * (os.cpu_count() or 1)
+        starting = sum(1 for host in self.hosts if host.state == "starting" and host not in self._queue)
+        while self.address and self._queue and starting < at_once:
+            self._fork(self._queue.pop(0))
+            starting += 1
+        now = time.monotonic()
+        due = [host for host in self.hosts if host.deadline is not None and host.deadline <= now]
+        if due:
+            self.kill(due)
+            self.say(f"{due[0].slice_name} is gone: the deadline of its drain is over")
+
+    def kill(self, hosts: list[HostState]) -> None:
+        """SIGKILL everything on these hosts at the same time, as when a cloud takes a slice."""
+        sessions = [host.pid for host in hosts if host.pid]
+        marks = [self._mark(host) for host in hosts]
+        stuck = fleet_processes.kill(marks, sessions, reap=True)
+        if stuck:
+            self.say(f"processes {stuck} do not die after SIGKILL")
+        for host in hosts:
+            if host.channel is not None:
+                self.selector.unregister(host.channel)
+                host.channel.close()
+            if host in self._queue:
+                self._queue.remove(host)
+            host.channel, host.state, host.pid, host.deadline = None, "down", 0, None
+
+    def kill_everything(self) -> None:
+        """The head too, and what nobody remembers but carries the fleet's mark."""
+        sessions = [host.pid for host in (self.head, *self.hosts) if host.pid]
+        stuck = fleet_processes.kill([fleet_processes.fleet_mark(self.directory)], sessions, reap=True)
+        if stuck:
+            self.say(f"processes {stuck} of the local fleet do not die after SIGKILL")
+
+    def _mark(self, host: HostState) -> str:
+        return fleet_processes.fleet_mark(self.directory) + host.name
+
+    def _plan(self, host: HostState) -> KeeperPlan:
+        if host is self.head:
+            return KeeperPlan(
+                name="head",
+                directory=os.path.join(self.directory, "head"),
+                gcs_address=None,
+                cpus=0,
+                object_store_bytes=self.object_store_bytes,
+                resources={},
+                labels={},
+                environment={MARK_VARIABLE: self._mark(host)},
+            )
+        where = (self.shape, host.slice_name, host.index)
+        # A host that comes back is a new machine: its files must not meet those of the old one.
+        directory = tempfile.mkdtemp(prefix=f"{host.slice_name[6:]}-{host.index}-", dir=self.directory)
+        return KeeperPlan(
+            name=host.name,
+            directory=directory,
+            gcs_address=self.address,
+            cpus=self.cpus_per_host,
+            object_store_bytes=self.object_store_bytes,
+            resources=host_resources(*where),
+            labels=host_labels(*where),
+            environment=host_environment(*where)
+            | simulated_host_environment(self.shape, os.environ.get("XLA_FLAGS", ""))
+            | {MARK_VARIABLE: self._mark(host)},
+        )
+
+    def _fork(self, host: HostState) -> None:
+        plan = self._plan(host)
+        ours, theirs = socket.socketpair()
+        supervisor = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            # Held open in a child, these would keep alive what waits for their end.
+            null = os.open(os.devnull, os.O_RDONLY)
+            for descriptor in [key.fd for key in self.selector.get_map().values() if key.fd != 0]:
+                os.close(descriptor)
+            os.dup2(null, 0)
+            for descriptor in (null, self.janitor.pipe, *self.private):
+                os.close(descriptor)
+            ours.close()
+            fleet_keeper.run(plan, theirs, supervisor)
+        theirs.close()
+        self.janitor.remember(pid)
+        host.state, host.pid, host.channel, host.error = "starting", pid, ours, ""
+        host.started, host.deadline, host.node_id = time.monotonic(), None, ""
+        self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(host))
+
+    def _hear(self, host: HostState) -> None:
+        assert host.channel is not None
+        data = host.channel.recv(65536)
+        if not data:
+            self._lost(host)
+            return
+        for line in data.splitlines():
+            message = json.loads(line)
+            if "up" in message:
+                host.state, host.node_id = "up", message["up"]
+                self._tell_up(host, message)
+            elif "failed" in message:
+                host.error = message["failed"]
+
+    def _tell_up(self, host: HostState, message: dict[str, Any]) -> None:
+        seconds = time.monotonic() - host.started
+        if host is self.head:
+            self.address = message["gcs_address"]
+            self.say(f"head of the local fleet is up at {self.address} ({seconds:.1f} s)")
+            return
+        hosts = self.hosts
+        up = sum(1 for one in hosts if one.state == "up")
+        self.say(f"{host.slice_name} host {host.index} is up ({up} of {len(hosts)} hosts, {seconds:.1f} s)")
+
+    def _lost(self, host: HostState) -> None:
+        """A keeper's end of the line is gone: it was killed, or its raylet was."""
+        was = host.state
+        self.kill([host])
+        if host is self.head:
+            self.say(f"the head of the local fleet ended {host.error}".rstrip())
+            raise HeadLostError(f"the head did not stay up: {host.error or 'its process ended'}")
+        if was == "starting":
+            host.error = host.error or "its process ended"
+        self.say(f"{host.slice_name} host {host.index} is down {host.error}".rstrip())

@@ -1,0 +1,311 @@
+"""Everything that runs on one host: warm zygotes, and the attempts forked from them. No Ray here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from prefect_tpu._version import __version__
+from prefect_tpu.cluster import channel, payload, ports
+from prefect_tpu.cluster.host_attempt import EXIT_GRACE_SECONDS, HostAttempt
+from prefect_tpu.cluster.reactor import Reactor
+from prefect_tpu.cluster.zygote_process import Key, Zygote, key_of
+from prefect_tpu.core.errors import ConfigurationError, HostProcessError
+from prefect_tpu.core.host import HostReport, LaunchRequest, Phase, Poll
+
+log = logging.getLogger("prefect_tpu.host")
+
+MAX_ZYGOTES = 2
+FORK_TIMEOUT_SECONDS = 60.0
+CLOSE_TIMEOUT_SECONDS = 5.0
+KILL_REPEAT_SECONDS = 1.0
+MAX_FORGOTTEN_ATTEMPTS = 1_000
+
+
+class HostSupervisor:
+    """Prepares, launches, watches and ends host processes. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._zygotes: dict[Key, Zygote] = {}
+        self._attempts: dict[str, HostAttempt] = {}
+        self._appeared = threading.Condition(self._lock)
+        self._forgotten: deque[str] = deque(maxlen=MAX_FORGOTTEN_ATTEMPTS)
+        self._all_dead = threading.Condition(self._lock)
+        self._living: set[Zygote] = set()
+        self._closed = False
+        self._reactor = Reactor("prefect-tpu-host", self._kill_what_is_due)
+
+    # -- before an attempt
+
+    def prepare(self, preload: Sequence[str], user_env: dict[str, str]) -> HostReport:
+        """Have a warm zygote with these imports and variables; returns when it can fork.
+
+        Raises:
+            PreloadError: a module of `preload` cannot be imported here.
+            HostProcessError: the zygote died or hangs while it imports.
+        """
+        started = time.monotonic()
+        zygote = self._zygote(key_of(preload, user_env), None)
+        self._wait_ready(zygote)
+        return HostReport(__version__, os.getpid(), zygote.pid, time.monotonic() - started)
+
+    def free_ports(self, count: int) -> list[int]:
+        """Ports on this host that nobody listens on."""
+        return ports.free_ports(count)
+
+    # -- an attempt
+
+    def launch(self, request: LaunchRequest, buffers: Sequence[Any]) -> int:
+        """Fork a process that runs what is pickled in `buffers`; returns its process id.
+
+        Raises:
+            PreloadError, HostProcessError: as `prepare`; or the process could not be forked.
+            ConfigurationError: there is such an attempt already.
+        """
+        attempt = self._new_attempt(request.attempt_id)
+        try:
+            zygote = self._zygote(key_of(request.preload, request.user_env), attempt)
+            self._wait_ready(zygote)
+            self._fork(attempt, zygote, request, buffers)
+        except BaseException:
+            self._reactor.call(partial(self._end_attempt, attempt, None, None))
+            raise
+        return attempt.pid
+
+    def poll(self, attempt_id: str, after: int, timeout_seconds: float) -> Poll:
+        """Events from cursor `after` on; waits up to `timeout_seconds` while there are none."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._appeared:
+            if not self._appeared.wait_for(lambda: attempt_id in self._attempts, timeout_seconds):
+                return Poll(cursor=after)
+            attempt = self._attempts[attempt_id]
+        return attempt.events.poll(after, max(0.0, deadline - time.monotonic()))
+
+    def result(self, attempt_id: str) -> list[memoryview]:
+        """The pickled result, mapped, not copied. Only after `Returned`."""
+        attempt = self._get(attempt_id)
+        if attempt is None or not attempt.returned or attempt.result_file < 0:
+            raise HostProcessError(f"attempt {attempt_id} has no result on this host")
+        return payload.read(attempt.result_file)
+
+    def finish(self, attempt_id: str) -> None:
+        """The result is taken: let the process shut JAX down and exit, for at most `EXIT_GRACE_SECONDS`."""
+        attempt = self._get(attempt_id)
+        if attempt is not None:
+            attempt.command(do="finish")
+            self._kill_after(attempt, EXIT_GRACE_SECONDS)
+
+    def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, reason: str) -> None:
+        """Tell the function that a host of its gang is about to be taken away."""
+        attempt = self._get(attempt_id)
+        if attempt is not None:
+            attempt.command(do="drain", deadline_unix_seconds=deadline_unix_seconds, reason=reason)
+
+    def stop(self, attempt_id: str, grace_seconds: float) -> None:
+        """End an attempt: a cancel that the function can see, SIGKILL to all of it after `grace_seconds`.
+
+        Returns at once; `Exited` tells when all is dead. An attempt that is not there yet will not start.
+        """
+        with self._lock:
+            attempt = self._attempts.get(attempt_id)
+            if attempt is None and attempt_id in self._forgotten:
+                return
+            if attempt is None:
+                attempt = self._attempts[attempt_id] = HostAttempt(attempt_id)
+                self._appeared.notify_all()
+            first, attempt.stopped = not attempt.stopped, True
+            if attempt.control is None:  # nothing of it has been forked, and nothing will be
+                attempt.end(None, signal.SIGKILL)
+                return
+        if first and grace_seconds > 0:
+            attempt.command(do="cancel")
+            if attempt.zygote is not None and attempt.pid:
+                attempt.zygote.signal(attempt.pid, signal.SIGTERM)
+        self._kill_after(attempt, grace_seconds)
+
+    def forget(self, attempt_id: str) -> None:
+        """Drop what is kept of an attempt; ends it, should it still run."""
+        with self._lock:
+            attempt = self._attempts.pop(attempt_id, None)
+            self._forgotten.append(attempt_id)
+        if attempt is None:
+            return
+        attempt.forgotten = True
+        if attempt.over.is_set():
+            attempt.close_result()
+        else:
+            self._kill_after(attempt, 0)
+
+    def close(self) -> None:
+        """End everything that was started here; nothing of it lives when this returns."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            living = list(self._living)
+        for zygote in living:
+            zygote.end()
+        with self._all_dead:
+            gone = self._all_dead.wait_for(lambda: not self._living, CLOSE_TIMEOUT_SECONDS)
+        if not gone:
+            for zygote in living:
+                zygote.die()
+        self._reactor.close()
+
+    # -- inside
+
+    def _get(self, attempt_id: str) -> HostAttempt | None:
+        with self._lock:
+            return self._attempts.get(attempt_id)
+
+    def _new_attempt(self, attempt_id: str) -> HostAttempt:
+        with self._lock:
+            known = self._attempts.get(attempt_id)
+            if attempt_id in self._forgotten or (known is not None and known.stopped):
+                raise HostProcessError(f"attempt {attempt_id} was stopped before it was launched here")
+            if known is not None:
+                raise ConfigurationError(f"attempt {attempt_id} was launched here already; use a new attempt id")
+            attempt = self._attempts[attempt_id] = HostAttempt(attempt_id)
+            self._appeared.notify_all()
+            return attempt
+
+    def _zygote(self, key: Key, attempt: HostAttempt | None) -> Zygote:
+        """The zygote for `key`, started if there is none; kept from being ended while `attempt` has it."""
+        with self._lock:
+            if self._closed:
+                raise HostProcessError("this host's supervisor is closed")
+            zygote = self._zygotes.get(key)
+            if zygote is None or not zygote.usable:
+                zygote = self._zygotes[key] = Zygote(key)
+                self._living.add(zygote)
+                self._watch(zygote)
+            zygote.used_at = time.monotonic()
+            if attempt is not None:
+                attempt.zygote = zygote
+                zygote.attempts[attempt.id] = attempt
+            self._end_surplus(keep=zygote)
+            return zygote
+
+    def _end_surplus(self, keep: Zygote | None = None) -> None:
+        idle = [one for one in self._zygotes.values() if not one.attempts and one.state == "ready" and one is not keep]
+        idle.sort(key=lambda one: one.used_at)
+        for one in idle[: max(0, len(self._zygotes) - MAX_ZYGOTES)]:
+            del self._zygotes[one.key]
+            one.end()
+
+    def _wait_ready(self, zygote: Zygote) -> None:
+        try:
+            zygote.wait_ready()
+        except BaseException:
+            with self._lock:
+                if self._zygotes.get(zygote.key) is zygote:
+                    del self._zygotes[zygote.key]
+            zygote.end()
+            raise
+
+    def _fork(self, attempt: HostAttempt, zygote: Zygote, request: LaunchRequest, buffers: Sequence[Any]) -> None:
+        with self._lock:
+            if attempt.stopped:
+                raise HostProcessError(f"attempt {attempt.id} was stopped before it was launched here")
+            theirs, write_ends = attempt.open()
+        payload_file = payload.create("prefect-tpu-payload")
+        try:
+            payload.write(payload_file, [json.dumps(asdict(request)).encode(), *buffers])
+            for descriptor, read in attempt.readers():
+                self._reactor.add(descriptor, read)
+            zygote.fork(attempt.id, [theirs.fileno(), payload_file, attempt.result_file, *write_ends])
+        finally:
+            theirs.close()
+            for descriptor in (payload_file, *write_ends):
+                os.close(descriptor)
+        if not attempt.forked.wait(FORK_TIMEOUT_SECONDS):
+            raise HostProcessError(f"zygote {zygote.pid} did not fork within {FORK_TIMEOUT_SECONDS:g} s")
+        if not attempt.pid:
+            raise HostProcessError(f"zygote {zygote.pid} could not fork: {attempt.fork_error or 'it is gone'}")
+
+    # -- on the reactor's thread
+
+    def _watch(self, zygote: Zygote) -> None:
+        def read_output() -> bool | None:
+            try:
+                data = os.read(zygote.output, channel.MAX_MESSAGE_BYTES)
+            except BlockingIOError:
+                return None
+            zygote.take_output(data)
+            if not data:
+                os.close(zygote.output)
+            return bool(data)
+
+        def read_answer() -> bool | None:
+            answer = channel.receive_command(zygote.control)
+            if answer is None:
+                self._zygote_died(zygote)
+                return False
+            self._take(zygote, answer)
+            return True
+
+        self._reactor.add(zygote.output, read_output)
+        self._reactor.add(zygote.control.fileno(), read_answer)
+
+    def _take(self, zygote: Zygote, answer: dict[str, Any]) -> None:
+        if answer["event"] in ("ready", "failed"):
+            zygote.take(answer)
+            return
+        attempt = zygote.attempts[answer["attempt"]]
+        match answer["event"]:
+            case "forked":
+                attempt.pid = answer["pid"]
+                attempt.events.add(Phase("forked"))
+                attempt.forked.set()
+            case "not forked":
+                attempt.fork_error = answer["error"]
+                self._end_attempt(attempt, None, None)
+            case "exited":
+                self._end_attempt(attempt, answer["exit_code"], answer["signal"])
+
+    def _zygote_died(self, zygote: Zygote) -> None:
+        zygote.die()
+        with self._lock:
+            if self._zygotes.get(zygote.key) is zygote:
+                del self._zygotes[zygote.key]
+            attempts = list(zygote.attempts.values())
+            self._living.discard(zygote)
+            self._all_dead.notify_all()
+        for attempt in attempts:
+            self._end_attempt(attempt, None, signal.SIGKILL)
+
+    def _end_attempt(self, attempt: HostAttempt, exit_code: int | None, signal_number: int | None) -> None:
+        for descriptor, _ in attempt.readers():
+            self._reactor.remove(descriptor)
+        attempt.end(exit_code, signal_number)
+        with self._lock:
+            if attempt.zygote is not None:
+                attempt.zygote.attempts.pop(attempt.id, None)
+            self._end_surplus()
+
+    def _kill_after(self, attempt: HostAttempt, seconds: float) -> None:
+        attempt.kill_before(time.monotonic() + seconds)
+        self._reactor.wake()
+
+    def _kill_what_is_due(self) -> float | None:
+        with self._lock:
+            attempts = [one for zygote in self._living for one in zygote.attempts.values()]
+        now, waits = time.monotonic(), []
+        for attempt in attempts:
+            if attempt.kill_at is None or not attempt.pid or attempt.zygote is None:
+                continue
+            if attempt.kill_at <= now:
+                attempt.zygote.kill(attempt.pid)
+                attempt.kill_at = now + KILL_REPEAT_SECONDS
+            waits.append(attempt.kill_at - now)
+        return min(waits, default=None)

@@ -1,0 +1,145 @@
+"""The agent's side of one attempt on this host: what its child says, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from prefect_tpu.cluster import channel, payload
+from prefect_tpu.cluster.reactor import Reader
+from prefect_tpu.cluster.streams import EventBuffer, LineSplitter, is_native_log
+from prefect_tpu.core.host import Event, Exited, LogLine, Raised, Returned
+
+if TYPE_CHECKING:
+    from prefect_tpu.cluster.zygote_process import Zygote
+
+log = logging.getLogger("prefect_tpu.host")
+
+EXIT_GRACE_SECONDS = 10.0
+"""How long a process may take to end after its function did, before it is killed."""
+KEPT_STDERR_LINES = 20
+MAX_DRAIN_READS = 2_000
+"""What is left in a dead child's pipes is far less; a process that got away may go on writing."""
+_READ_BYTES = 256 * 1024
+
+
+class HostAttempt:
+    """One child with its pipes. `take_*` are called by the supervisor's I/O thread only."""
+
+    def __init__(self, attempt_id: str) -> None:
+        self.id = attempt_id
+        self.events = EventBuffer()
+        self.pid = 0
+        self.fork_error = ""
+        self.forked = threading.Event()
+        self.over = threading.Event()
+        self.stopped = False
+        self.returned = False
+        self.forgotten = False
+        self.kill_at: float | None = None
+        self.zygote: Zygote | None = None
+        self.control: socket.socket | None = None
+        self.result_file = -1
+        self._pipes: dict[int, tuple[str, LineSplitter]] = {}
+        self._last_stderr: deque[str] = deque(maxlen=KEPT_STDERR_LINES)
+
+    def open(self) -> tuple[socket.socket, list[int]]:
+        """Make channel, result file and pipes; returns the child's ends of channel and pipes."""
+        self.control, theirs = channel.pair()
+        self.result_file = payload.create("prefect-tpu-result")
+        write_ends = []
+        for stream in ("stdout", "stderr"):
+            read_end, write_end = os.pipe()
+            os.set_blocking(read_end, False)
+            self._pipes[read_end] = (stream, LineSplitter())
+            write_ends.append(write_end)
+        return theirs, write_ends
+
+    def kill_before(self, when: float) -> None:
+        """Set the time of the kill, or move it forward."""
+        self.kill_at = when if self.kill_at is None else min(self.kill_at, when)
+
+    def readers(self) -> list[tuple[int, Reader]]:
+        """Descriptors to watch, each with what reads it."""
+        if self.control is None or self.over.is_set():
+            return []
+        return [(self.control.fileno(), self._take_event), *((p, partial(self._take_output, p)) for p in self._pipes)]
+
+    def _take_event(self) -> bool | None:
+        assert self.control is not None
+        try:
+            data = self.control.recv(channel.MAX_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        try:
+            self._take(channel.receive_event(data, self.result_file))
+        except Exception:  # a broken child must not stop the thread that serves all of them
+            log.exception("attempt %s: its process %s sent something unreadable", self.id, self.pid)
+        return True
+
+    def _take(self, event: Event) -> None:
+        self.returned = self.returned or isinstance(event, Returned)
+        if isinstance(event, Raised):
+            self.kill_before(time.monotonic() + EXIT_GRACE_SECONDS)
+        self.events.add(event)
+
+    def _take_output(self, pipe: int) -> bool | None:
+        stream, splitter = self._pipes[pipe]
+        try:
+            data = os.read(pipe, _READ_BYTES)
+        except BlockingIOError:
+            return None
+        for line in splitter.feed(data) if data else splitter.close():
+            self._line(stream, line)
+        return bool(data)
+
+    def _line(self, stream: str, text: str) -> None:
+        if stream == "stderr":
+            self._last_stderr.append(text)
+            if self.returned and is_native_log(text):
+                return  # what jaxlib has to say about peers that end at the same time
+            self.events.add(LogLine("stderr", text))
+        else:
+            self.events.add(LogLine("stdout", text))
+
+    def command(self, **command: object) -> None:
+        """Tell the child something, if it is there."""
+        if self.control is not None and not self.over.is_set():
+            channel.send_command(self.control, **command)
+
+    def end(self, exit_code: int | None, signal: int | None) -> None:
+        """The child and its session are dead: take what is left in pipes and channel, then say so."""
+        if self.over.is_set():
+            return
+        for _, read in self.readers():
+            for _ in range(MAX_DRAIN_READS):
+                if not read():
+                    break
+        for pipe, (stream, splitter) in self._pipes.items():
+            for line in splitter.close():
+                self._line(stream, line)
+            os.close(pipe)
+        self._pipes.clear()
+        if self.control is not None:
+            self.control.close()
+        self.over.set()
+        self.forked.set()
+        self.events.complete(Exited(exit_code, signal, tuple(self._last_stderr)))
+        if self.forgotten:
+            self.close_result()
+
+    def close_result(self) -> None:
+        """Give the result's memory back, as far as nobody has mapped it."""
+        if self.result_file >= 0:
+            os.close(self.result_file)
+            self.result_file = -1
