@@ -114,7 +114,7 @@ class GangLaunch:
             concurrent.futures.wait([future], timeout=self._barrier_seconds)
             self.close()
             raise
-        return self._conclude(future.result())
+        return self._conclude(future)
 
     async def call_async(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As `call`, and the event loop never blocks."""
@@ -129,7 +129,7 @@ class GangLaunch:
                 await asyncio.wait([asyncio.wrap_future(future)], timeout=self._barrier_seconds)
             self.close()
             raise
-        return self._conclude(waiting.result())
+        return self._conclude(future)
 
     @property
     def _barrier_seconds(self) -> float:
@@ -177,7 +177,14 @@ class GangLaunch:
         if flow_ended_badly or (process_ends and (flow is not None or hasattr(sys, "last_type"))):
             self.cancel()
 
-    def _conclude(self, ended: Ended) -> Any:
+    def _conclude(self, future: concurrent.futures.Future[Ended]) -> Any:
+        try:
+            ended = future.result()
+        except ConfigurationError:
+            self._decision = Decision(False)
+            raise
+        except GangCancelledError as error:
+            raise asyncio.CancelledError("the gang was cancelled") from error
         report = ended.report
         self.reports.append(report)
         self._publish()

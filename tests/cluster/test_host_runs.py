@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -245,36 +246,33 @@ def test_long_lines_are_cut_and_progress_bars_are_one_line(host: HostSupervisor)
 def test_run_logger_of_prefect_works_without_api(host: HostSupervisor) -> None:
     """Level and logger arrive, whether Prefect is imported inside the function or comes with it."""
     from prefect import get_run_logger
-    from prefect.logging.handlers import APILogHandler
 
-    def inside() -> list[str]:
+    def inside() -> None:
         from prefect import get_run_logger
 
         get_run_logger().warning("inside %s", "x")
         get_run_logger().debug("not asked for")
-        import sys
 
-        return [name for name in ("httpx._client",) if "prefect.server.api.server" in sys.modules]
-
-    def with_it() -> int:
+    def with_it() -> None:
         get_run_logger().error("with it")
-        sent: list[object] = []
-        APILogHandler.emit_original = APILogHandler.emit  # type: ignore[attr-defined]
-        from prefect.logging.handlers import APILogWorker
 
-        APILogWorker.instance = classmethod(lambda cls, *args: sent.append(args))  # type: ignore[method-assign,assignment]
-        get_run_logger().error("again")
-        return len(sent)
+    async def in_a_loop() -> None:
+        get_run_logger().info("in a loop")
 
-    first = Run(host, inside)
-    assert first.value() == []
-    assert [(one.level, one.logger, one.message) for one in first.records()] == [
-        (30, "prefect.task_runs", "inside x")
+    with socket.create_server(("127.0.0.1", 0)) as api:
+        api.setblocking(False)
+        user_env = CPU_JAX | {"PREFECT_API_URL": f"http://127.0.0.1:{api.getsockname()[1]}/api"}
+        runs = [Run(host, fn, user_env=user_env) for fn in (inside, with_it, in_a_loop)]
+        assert [run.value() for run in runs] == [None] * 3
+        with pytest.raises(BlockingIOError):  # nobody has called the API
+            api.accept()
+    records = [(one.level, one.logger, one.message) for run in runs for one in run.records()]
+    assert records == [
+        (30, "prefect.task_runs", "inside x"),
+        (40, "prefect.task_runs", "with it"),
+        (20, "prefect.task_runs", "in a loop"),
     ]
-    second = Run(host, with_it)
-    assert second.value() == 0
-    assert [one.message for one in second.records()] == ["with it", "again"]
-    assert first.lines("stderr") == second.lines("stderr") == []
+    assert [line for run in runs for line in run.lines("stderr")] == []
 
 
 def test_report_sends_the_newest(host: HostSupervisor) -> None:

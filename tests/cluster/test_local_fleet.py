@@ -44,7 +44,6 @@ def free(fleet: LocalFleet) -> list[str]:
     return [one.name for one in inventory.free_slices(fleet.shape)]
 
 
-@ray.remote(num_cpus=0, resources={"TPU": 4}, max_retries=0)
 def look_around() -> dict[str, str]:
     """The environment of a host."""
     return dict(os.environ)
@@ -130,7 +129,8 @@ def test_slices_are_seen_whole(fleet: LocalFleet) -> None:
 
 def test_a_host_has_its_environment(fleet: LocalFleet) -> None:
     """TPU variables as GKE sets them, and the simulation seam."""
-    env = ray.get(look_around.options(label_selector={"ray.io/tpu-slice-name": "slice-1"}).remote())
+    task: Any = ray.remote(num_cpus=0, resources={"TPU": 4}, max_retries=0)(look_around)
+    env = ray.get(task.options(label_selector={"ray.io/tpu-slice-name": "slice-1"}).remote())
     assert env["TPU_NAME"] == "slice-1"
     assert env["TPU_WORKER_ID"] in ("0", "1")
     assert (env["TPU_ACCELERATOR_TYPE"], env["TPU_TOPOLOGY"]) == ("v4-16", "2x2x2")
@@ -329,7 +329,6 @@ def test_a_shutdown_by_others_is_noticed(fleet: LocalFleet, caplog: pytest.LogCa
 def test_a_gang_inside_a_ray_worker_is_refused(fleet: LocalFleet) -> None:
     """In a Ray task the Prefect engine does not run: say where to start it."""
 
-    @ray.remote(num_cpus=0, max_retries=0)
     def inside(address: str) -> str:
         try:
             RayFleet(address).connect()
@@ -337,7 +336,8 @@ def test_a_gang_inside_a_ray_worker_is_refused(fleet: LocalFleet) -> None:
             return str(error)
         return "connected"
 
-    assert "inside a Ray worker process" in ray.get(inside.remote(fleet.address))
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(inside)
+    assert "inside a Ray worker process" in ray.get(task.remote(fleet.address))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1"])
