@@ -6,6 +6,7 @@ Exit code 0 after the result was handed over, 1 after something was raised and r
 from __future__ import annotations
 
 import asyncio
+import atexit
 import faulthandler
 import inspect
 import json
@@ -57,25 +58,40 @@ class _Attempt:
     payload_file: int
     result_file: int
     stage: Stage = "environment"
+    exit_code: int = 0
     cancel_raised: bool = False
     finish: threading.Event = field(default_factory=threading.Event)
     classes: pickling.ClassesOfDriver | None = None
     process: runtime._Process | None = None
 
     def run(self) -> int:
+        self.exit_code = EXIT_CODE_CANCELLED
         try:
-            self.send(self._work())
+            returned = self._work()
         except runtime.Cancelled:
-            return EXIT_CODE_CANCELLED
+            return self.exit_code
         except BaseException as error:  # noqa: BLE001 - whatever is raised is told to the driver
+            self.exit_code = 1
             self.send(self._raised(error))
-            return 1
+            return self.exit_code
         try:
+            if _jax_is_distributed():
+                _mute_native_errors()
+            self.send(returned)
             self.finish.wait()
             _shut_down_jax()
+            self.exit_code = 0
         except runtime.Cancelled:
-            return EXIT_CODE_CANCELLED
-        return 0
+            return self.exit_code
+        return self.exit_code
+
+    def _leave(self) -> None:
+        """After a failure, do not let JAX wait at exit for peers that hang because of it."""
+        if self.exit_code != 0 and _jax_is_distributed():
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(self.exit_code)
 
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
@@ -91,6 +107,8 @@ class _Attempt:
             self.stage = "jax"
             _start_jax(request["jax"])
             self.send(Phase("initialized"))
+        # Runs after what the function registers, before what JAX did when it was imported.
+        atexit.register(self._leave)
         self.stage = "unpickle"
         fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
         self.classes = pickling.ClassesOfDriver()
@@ -243,12 +261,26 @@ def _wait_for_arrays(result: Any) -> None:
         jax.block_until_ready(result)
 
 
-def _shut_down_jax() -> None:
+def _jax_is_distributed() -> bool:
     jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _mute_native_errors() -> None:
+    """The function is done: what jaxlib's C++ side says of peers that end now is noise. Python is still heard."""
+    heard = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    sys.stderr.flush()
+    sys.stderr = heard
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def _shut_down_jax() -> None:
+    if not _jax_is_distributed():
         return
     try:
-        jax.distributed.shutdown()
+        sys.modules["jax"].distributed.shutdown()
     except Exception:
         logging.getLogger("prefect_tpu").debug("jax.distributed.shutdown failed", exc_info=True)
 

@@ -20,7 +20,7 @@ from prefect_tpu.cluster.host_attempt import EXIT_GRACE_SECONDS, HostAttempt
 from prefect_tpu.cluster.reactor import Reactor
 from prefect_tpu.cluster.zygote_process import Key, Zygote, key_of
 from prefect_tpu.core.errors import ConfigurationError, HostProcessError
-from prefect_tpu.core.host import HostReport, LaunchRequest, Phase, Poll
+from prefect_tpu.core.host import HostReport, LaunchRequest, Poll
 
 log = logging.getLogger("prefect_tpu.host")
 
@@ -264,9 +264,7 @@ class HostSupervisor:
         attempt = zygote.attempts[answer["attempt"]]
         match answer["event"]:
             case "forked":
-                attempt.pid = answer["pid"]
-                attempt.events.add(Phase("forked"))
-                attempt.forked.set()
+                attempt.take_forked(answer["pid"])
             case "not forked":
                 attempt.fork_error = answer["error"]
                 self._end_attempt(attempt, None, None)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from prefect_tpu.cluster import channel, payload
 from prefect_tpu.cluster.reactor import Reader
-from prefect_tpu.cluster.streams import EventBuffer, LineSplitter, is_native_log
-from prefect_tpu.core.host import Event, Exited, LogLine, Raised, Returned
+from prefect_tpu.cluster.streams import EventBuffer, LineSplitter
+from prefect_tpu.core.host import Event, Exited, LogLine, Phase, Raised, Returned
 
 if TYPE_CHECKING:
     from prefect_tpu.cluster.zygote_process import Zygote
@@ -46,6 +46,7 @@ class HostAttempt:
         self.zygote: Zygote | None = None
         self.control: socket.socket | None = None
         self.result_file = -1
+        self._forked_said = False
         self._pipes: dict[int, tuple[str, LineSplitter]] = {}
         self._last_stderr: deque[str] = deque(maxlen=KEPT_STDERR_LINES)
 
@@ -88,10 +89,22 @@ class HostAttempt:
         return True
 
     def _take(self, event: Event) -> None:
+        self._say_forked()
         self.returned = self.returned or isinstance(event, Returned)
         if isinstance(event, Raised):
             self.kill_before(time.monotonic() + EXIT_GRACE_SECONDS)
         self.events.add(event)
+
+    def take_forked(self, pid: int) -> None:
+        """The zygote says that the child is there; the child itself may have been faster."""
+        self.pid = pid
+        self._say_forked()
+        self.forked.set()
+
+    def _say_forked(self) -> None:
+        if not self._forked_said:
+            self._forked_said = True
+            self.events.add(Phase("forked"))
 
     def _take_output(self, pipe: int) -> bool | None:
         stream, splitter = self._pipes[pipe]
@@ -104,10 +117,9 @@ class HostAttempt:
         return bool(data)
 
     def _line(self, stream: str, text: str) -> None:
+        self._say_forked()
         if stream == "stderr":
             self._last_stderr.append(text)
-            if self.returned and is_native_log(text):
-                return  # what jaxlib has to say about peers that end at the same time
             self.events.add(LogLine("stderr", text))
         else:
             self.events.add(LogLine("stdout", text))

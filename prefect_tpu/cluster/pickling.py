@@ -21,7 +21,6 @@ import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
 from prefect_tpu.cluster import unpicklable
-from prefect_tpu.core.errors import ConfigurationError
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on travel beside the stream; smaller ones are not worth a page of their own."""
@@ -222,9 +221,10 @@ def _reduce_jax(obj: Any) -> Any:
     if isinstance(obj, jax.Array):
         return _reduce_array(obj, jax)
     if isinstance(obj, jax.Device):
-        raise ConfigurationError(
+        raise unpicklable.RefusedError(
+            obj,
             f"{obj} is a JAX device, which exists only in its own process; build meshes and shardings on the hosts, "
-            "with prefect_tpu.runtime.mesh"
+            "with prefect_tpu.runtime.mesh",
         )
     return None
 
@@ -233,18 +233,19 @@ def _reduce_array(array: Any, jax: Any) -> Any:
     import numpy
 
     if isinstance(array, jax.core.Tracer):
-        raise ConfigurationError(
-            f"{array} is traced by a JAX transformation and has no value; return it from the jitted function"
+        raise unpicklable.RefusedError(
+            array, f"{array} is traced by a JAX transformation and has no value; return it from the jitted function"
         )
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
-        raise ConfigurationError(
-            f"a JAX array of dtype {array.dtype} cannot leave its process; send jax.random.key_data(key) instead"
+        raise unpicklable.RefusedError(
+            array, f"a JAX array of dtype {array.dtype} cannot leave its process; send jax.random.key_data(key) instead"
         )
     if not array.is_fully_addressable and not array.is_fully_replicated:
-        raise ConfigurationError(
+        raise unpicklable.RefusedError(
+            array,
             f"a JAX array {array.dtype}{list(array.shape)} is spread over several hosts: no host has all of it. "
             "Return process-local data (array.addressable_shards), or gather it first with "
-            "jax.experimental.multihost_utils.process_allgather"
+            "jax.experimental.multihost_utils.process_allgather",
         )
     try:
         values = numpy.asarray(array)

@@ -11,17 +11,19 @@ from typing import Any, Literal
 
 import cloudpickle
 
-from prefect_tpu.cluster import pickling, tpu
+from prefect_tpu.cluster import pickling, session, tpu
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.cluster.gang import AttemptEnd, AttemptOptions, GangAttempt, Observer
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.attempt import Attempt
-from prefect_tpu.core.errors import RemoteTraceback, SliceUnavailableError
+from prefect_tpu.core.errors import RemoteTraceback
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
 
+_CONNECTING = threading.Lock()
+"""Between a connection and the hold on it no other gang may switch the process to another fleet."""
 QUEUE = LeaseQueue()
 AGENTS = AgentPool()
 
@@ -110,30 +112,33 @@ class GangRun:
         plan = self.plan
         shape = plan.resolve()
         payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=call.project_root)
-        attempt = Attempt(number).lease()
         began = time.monotonic()
-        plan.fleet.connect(say=observer.say)
+        with _CONNECTING:
+            plan.fleet.connect(say=observer.say)
+            session.hold()
         try:
-            if self._lease is None:
-                self._lease = QUEUE.acquire(
-                    shape,
-                    plan.num_slices,
-                    timeout_seconds=plan.lease_timeout_seconds,
-                    fleet=plan.fleet.describe(),
-                    cancelled=self._cancelled.is_set,
-                    say=observer.say,
-                    say_interval_seconds=plan.queue_message_interval_seconds,
-                )
-        except SliceUnavailableError:
-            attempt.stop(Kind.UNPROVISIONED)
-            raise
-        lease = self._lease
-        lease_seconds = time.monotonic() - began
-        try:
-            return self._run(attempt, lease, lease_seconds, shape, payload, observer)
+            attempt = Attempt(number).lease()
+            if self._lease is not None and self._lease.generation != session.generation():
+                self.release()  # its cluster has gone since the attempt before
+            lease = self._lease = self._lease or self._acquire(shape, observer)
+            return self._run(attempt, lease, time.monotonic() - began, shape, payload, observer)
         except BaseException:
             self.release()
             raise
+        finally:
+            session.release()
+
+    def _acquire(self, shape: SliceShape, observer: Observer) -> GangLease:
+        plan = self.plan
+        return QUEUE.acquire(
+            shape,
+            plan.num_slices,
+            timeout_seconds=plan.lease_timeout_seconds,
+            fleet=plan.fleet.describe(),
+            cancelled=self._cancelled.is_set,
+            say=observer.say,
+            say_interval_seconds=plan.queue_message_interval_seconds,
+        )
 
     def _run(
         self,

@@ -37,7 +37,7 @@ def _enter(run_id: str) -> None:
         TaskRunContext.model_construct(  # not validated: there is no API, so no client
             task=Task(fn=_nothing, name="gang"),
             task_run=TaskRun(id=_uuid(run_id), name="gang", task_key="gang", dynamic_key="0"),
-            client=None,
+            client=None,  # type: ignore[arg-type]
             parameters={},
             result_store=ResultStore(),
         ).__enter__()

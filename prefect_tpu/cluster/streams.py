@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import deque
@@ -13,46 +12,51 @@ MAX_LINE_CHARS = 20_000
 MAX_BUFFERED_LINES = 10_000
 MAX_BUFFERED_CHARS = 16_000_000
 MAX_POLL_EVENTS = 2_000
+_MAX_LINE_BYTES = 4 * MAX_LINE_CHARS  # a character has at most four in UTF-8
 
-_NATIVE_LOG = re.compile(r"^([EWIF]\d{4}|[EWIF]0000|\*\*\* SIG|\s+@ +0x|Check failure|Fatal Python error)")
 
-
-def cut(text: str) -> str:
-    """`text`, shortened to `MAX_LINE_CHARS` with a mark."""
-    if len(text) <= MAX_LINE_CHARS:
+def cut(text: str, left_out: int = 0) -> str:
+    """`text`, shortened to `MAX_LINE_CHARS`, with a mark that counts what is missing (`left_out` before)."""
+    if len(text) <= MAX_LINE_CHARS and not left_out:
         return text
-    return f"{text[:MAX_LINE_CHARS]}... [{len(text) - MAX_LINE_CHARS} more characters]"
-
-
-def is_native_log(line: str) -> bool:
-    """Whether a line was written by the C++ logging of jaxlib (or by an abort there), not by Python."""
-    return _NATIVE_LOG.match(line) is not None
+    return f"{text[:MAX_LINE_CHARS]}... [{max(0, len(text) - MAX_LINE_CHARS) + left_out} more characters]"
 
 
 class LineSplitter:
-    """Cuts a byte stream into lines, as a terminal would show them: after a carriage return, the rest counts."""
+    """Cuts a byte stream into lines, as a terminal would show them: what a carriage return overwrites is not kept."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._line = b""
+        self._left_out = 0
 
     def feed(self, data: bytes) -> list[str]:
         """The lines that are complete now."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_LINE_CHARS:  # a progress bar that never ends its line, or one endless line
-            self._rest = self._rest.rpartition(b"\r")[2]
-            if len(self._rest) > MAX_LINE_CHARS:
-                lines.append(self._rest)
-                self._rest = b""
-        return [_text(line) for line in lines]
+        first, *others = data.split(b"\n")
+        self._extend(first)
+        lines = []
+        for piece in others:
+            lines.append(self._take())
+            self._extend(piece)
+        return lines
 
     def close(self) -> list[str]:
         """The last line, if it has no end."""
-        rest, self._rest = self._rest, b""
-        return [_text(rest)] if rest else []
+        return [self._take()] if self._line else []
 
+    def _extend(self, piece: bytes) -> None:
+        if piece and self._line.endswith(b"\r"):
+            self._line, self._left_out = b"", 0
+        overwritten = piece.rfind(b"\r", 0, len(piece) - 1) + 1  # one at the very end may belong to the line's end
+        if overwritten:
+            piece, self._line, self._left_out = piece[overwritten:], b"", 0
+        room = _MAX_LINE_BYTES - len(self._line)
+        self._line += piece[:room]
+        self._left_out += len(piece) - len(piece[:room])
 
-def _text(line: bytes) -> str:
-    return cut(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"))
+    def _take(self) -> str:
+        text = self._line.removesuffix(b"\r").decode(errors="replace")
+        text, self._line, self._left_out = cut(text, self._left_out), b"", 0
+        return text
 
 
 class EventBuffer:

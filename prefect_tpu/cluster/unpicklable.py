@@ -16,6 +16,14 @@ MAX_DEPTH = 12
 MAX_TRIES = 2_000
 
 
+class RefusedError(ConfigurationError):
+    """An object that our own pickler refuses, with the advice for it."""
+
+    def __init__(self, culprit: object, message: str) -> None:
+        super().__init__(message)
+        self.culprit = culprit
+
+
 def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | None]) -> ConfigurationError:
     """The error for `obj`, which could not be pickled.
 
@@ -28,7 +36,7 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
     tries = MAX_TRIES
     seen: set[int] = set()
     culprit, reason = obj, error
-    while len(path) < MAX_DEPTH:
+    while len(path) < MAX_DEPTH and not (isinstance(reason, RefusedError) and reason.culprit is culprit):
         seen.add(id(culprit))
         for name, part in parts(culprit, top=not path):
             tries -= 1

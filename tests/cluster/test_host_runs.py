@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import numpy
 import pytest
-from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, make_request, supervisor
 
 from prefect_tpu.cluster import host as host_module
 from prefect_tpu.cluster import pickling, streams
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
-from prefect_tpu.core.host import Exited, LogLine, Phase, Poll, Progress, Returned
+from prefect_tpu.core.host import Exited, Phase, Poll, Progress, Returned
+from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, make_request, supervisor
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -66,23 +66,14 @@ def test_async_function(host: HostSupervisor) -> None:
 
 
 def test_closures_classes_and_other_functions_of_the_file_travel(host: HostSupervisor) -> None:
-    """The zygote has no file of this test on its path."""
+    """By value: the child does not import this file."""
     factor = 3
 
     def fn(point: Point) -> object:
-        assert not any("tests" in entry for entry in sys.path)
+        assert "tests.cluster.test_host_runs" not in sys.modules
         return Point(helper(point.x) * factor, point.y)
 
-    def without_tests_on_the_path() -> None:
-        sys.path[:] = [entry for entry in sys.path if "tests" not in entry]
-
-    saved = list(sys.path)
-    without_tests_on_the_path()
-    try:
-        with supervisor() as bare:
-            moved = Run(bare, fn, Point(1, 2), preload=("cloudpickle",)).value()
-    finally:
-        sys.path[:] = saved
+    moved = Run(host, fn, Point(1, 2)).value()
     assert isinstance(moved, Point)
     assert (moved.x, moved.y) == (6, 2)
 
@@ -108,7 +99,7 @@ def test_neither_ray_nor_prefect_nor_a_backend_is_in_the_child(host: HostSupervi
     assert Run(host, fn).value() == ([], False)
 
 
-def test_zygote_has_one_thread_beside_those_of_openblas(host: HostSupervisor) -> None:
+def test_child_has_no_threads_that_are_not_ours(host: HostSupervisor) -> None:
     def fn() -> int:
         import threading
 
@@ -244,7 +235,7 @@ def test_long_lines_are_cut_and_progress_bars_are_one_line(host: HostSupervisor)
 
 
 def test_run_logger_of_prefect_works_without_api(host: HostSupervisor) -> None:
-    """Level and logger arrive, whether Prefect is imported inside the function or comes with it."""
+    """Level and logger arrive, whether Prefect is imported in the function, with it, or ahead."""
     from prefect import get_run_logger
 
     def inside() -> None:
@@ -262,7 +253,8 @@ def test_run_logger_of_prefect_works_without_api(host: HostSupervisor) -> None:
     with socket.create_server(("127.0.0.1", 0)) as api:
         api.setblocking(False)
         user_env = CPU_JAX | {"PREFECT_API_URL": f"http://127.0.0.1:{api.getsockname()[1]}/api"}
-        runs = [Run(host, fn, user_env=user_env) for fn in (inside, with_it, in_a_loop)]
+        runs = [Run(host, inside, user_env=user_env, preload=("cloudpickle",))]
+        runs += [Run(host, fn, user_env=user_env, preload=("cloudpickle", "prefect")) for fn in (with_it, in_a_loop)]
         assert [run.value() for run in runs] == [None] * 3
         with pytest.raises(BlockingIOError):  # nobody has called the API
             api.accept()
@@ -396,7 +388,7 @@ def test_poll_repeats_what_was_not_acknowledged_and_waits_for_a_launch(host: Hos
     host.forget(request.attempt_id)
 
 
-def test_numpy_uint8_payload_and_preload_constant(host: HostSupervisor) -> None:
+def test_payload_and_result_as_arrays_of_bytes(host: HostSupervisor) -> None:
     """As the agent gets it from Ray's object store."""
     buffers = [numpy.frombuffer(one, dtype=numpy.uint8) for one in pickling.dumps((len, ("abc",), {}))]
     request = make_request(preload=PRELOAD)
@@ -407,5 +399,4 @@ def test_numpy_uint8_payload_and_preload_constant(host: HostSupervisor) -> None:
     views = [numpy.frombuffer(one, dtype=numpy.uint8) for one in host.result(request.attempt_id)]
     host.finish(request.attempt_id)
     host.forget(request.attempt_id)
-    assert pickling.loads(views) == 3
-    assert LogLine  # the views outlive the attempt
+    assert pickling.loads(views) == 3  # the views outlive the attempt

@@ -1,0 +1,111 @@
+"""`prefect_tpu.runtime` without a gang, and the parts of it that need none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from prefect_tpu import runtime
+from prefect_tpu.core.errors import ConfigurationError, NotInGangError
+
+CONTEXT = {
+    "slice_index": 1,
+    "num_slices": 2,
+    "host_index": 0,
+    "hosts_per_slice": 2,
+    "process_id": 2,
+    "num_processes": 4,
+    "attempt": 3,
+    "run_id": "run",
+    "slice_name": "slice-b",
+    "checkpoint_dir": "/data",
+}
+
+
+@pytest.fixture
+def sent() -> Iterator[list[tuple[int | None, dict[str, float]]]]:
+    reports: list[tuple[int | None, dict[str, float]]] = []
+    runtime._enter(CONTEXT, lambda step, values: reports.append((step, values)))
+    yield reports
+    runtime._process = None
+
+
+def test_outside_a_gang_there_is_an_error_or_the_default() -> None:
+    assert runtime.current(default=None) is None
+    assert runtime.current(default=5) == 5
+    with pytest.raises(NotInGangError, match=r"TpuMultisliceRunner.*current\(default=None\)"):
+        runtime.current()
+    with pytest.raises(ConfigurationError):
+        runtime.report(step=1)
+    with pytest.raises(ConfigurationError):
+        runtime.mesh(("x",), (1,))
+
+
+def test_context_has_every_field(sent: object) -> None:
+    context = runtime.current()
+    assert {name: getattr(context, name) for name in CONTEXT} == CONTEXT
+    assert not context.draining
+    assert context.deadline is None
+    with pytest.raises(AttributeError):
+        context.attempt = 1  # type: ignore[misc]
+
+
+def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
+    """The earliest deadline wins; a notice without one does not remove it."""
+    context = runtime.current()
+    runtime._notice(None, "first")
+    assert context.draining
+    assert context.deadline is None
+    for seconds in (2_000.0, 1_000.0, 3_000.0):
+        runtime._notice(seconds, "later")
+    runtime._notice(None, "again")
+    assert context.deadline is not None
+    assert context.deadline.timestamp() == 1_000.0
+    assert context.deadline.tzinfo is not None
+
+
+def test_reports_are_rate_limited_and_the_newest_is_kept() -> None:
+    sent: list[object] = []
+    now = 0.0
+    reporter = runtime._Reporter(lambda step, values: sent.append((step, values)), clock=lambda: now)
+    for step in range(10):
+        reporter.report(step, {"loss": step})
+    assert sent == [(0, {"loss": 0.0})]
+    now = runtime.REPORT_INTERVAL_SECONDS
+    reporter.report(10, {"loss": 10})
+    assert sent[1:] == [(10, {"loss": 10.0})]
+    reporter.report(11, {"loss": 11})
+    reporter.flush()
+    reporter.flush()
+    assert sent[2:] == [(11, {"loss": 11.0})]
+
+
+def test_a_held_back_value_that_is_gone_is_left_out() -> None:
+    """JAX raises RuntimeError for an array whose memory was donated meanwhile."""
+
+    class Gone:
+        def __float__(self) -> float:
+            raise RuntimeError("deleted")
+
+    sent: list[object] = []
+    reporter = runtime._Reporter(lambda step, values: sent.append((step, values)))
+    reporter.report(None, {"gone": Gone(), "loss": 1})
+    assert sent == [(None, {"loss": 1.0})]
+
+
+def test_metric_must_be_a_number(sent: list[object]) -> None:
+    with pytest.raises(ConfigurationError, match="metric 'loss' must be a number, got str"):
+        runtime.report(step=1, loss="high")
+    runtime.report(step=1, loss=0.5)
+    assert sent == [(1, {"loss": 0.5})]
+
+
+def test_importing_runtime_imports_neither_prefect_nor_ray_nor_jax() -> None:
+    code = (
+        "import sys; from prefect_tpu import runtime; import prefect_tpu.cluster; "
+        "print([name for name in ('prefect', 'ray', 'jax', 'numpy', 'pydantic') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
