@@ -1,6 +1,8 @@
 """A list of byte buffers in an anonymous file in memory: written once, mapped by another process.
 
-The kernel frees it when the last process that holds it is gone, so a crash leaves nothing behind.
+The kernel frees it when the last process that holds it is gone, so a crash leaves nothing behind. Copies of
+an argument on a host: the one in Ray's object store (if it is big), the one here, and the pages that the
+function writes to. Of a result: the function's own, the one here, the one in the object store, the driver's.
 
 Layout: number of buffers, the size of each (8 bytes, little endian), then the buffers, each at a multiple
 of `ALIGNMENT_BYTES`, so that arrays can be used in place.

@@ -42,10 +42,9 @@ def project_root_of(fn: Callable[..., Any]) -> Path | None:
     code = getattr(inspect.unwrap(fn), "__code__", None)
     if code is None:
         return None
-    file = Path(code.co_filename)
-    if not file.is_file():
-        return None
-    file = file.resolve()
+    if code.co_filename.startswith("<"):
+        return None  # typed in, or made by exec
+    file = Path(code.co_filename).resolve()
     if _is_installed(file):
         return None
     for parent in file.parents:

@@ -58,7 +58,7 @@ def zygote_environment(
         for name, value in own.items()
         if not name.startswith(FOREIGN_PREFIXES) and name not in STALE_VARIABLES and name not in SET_BY_RAY
     }
-    env |= {name: value for name, value in (parent or {}).items() if name in SET_BY_RAY}
+    env |= {name: value for name, value in (parent or {}).items() if name in SET_BY_RAY and value}
     return env | ON_HOSTS | dict(user_env)
 
 

@@ -144,9 +144,9 @@ def test_grace_ends(host: HostSupervisor) -> None:
     """A function that does not let itself be cancelled is killed."""
 
     def fn() -> None:
-        print("working", flush=True)
         while True:
             try:
+                print("working", flush=True)
                 time.sleep(600)
             except BaseException:  # noqa: BLE001
                 continue

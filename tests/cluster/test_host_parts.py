@@ -1,0 +1,95 @@
+"""The parts of the host side that need no process: environment, lines, events."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_tpu.cluster import streams
+from prefect_tpu.cluster.streams import EventBuffer, LineSplitter
+from prefect_tpu.cluster.summary import MAX_SUMMARY_CHARS, summarize
+from prefect_tpu.cluster.zygote_environment import zygote_environment
+from prefect_tpu.core.host import Exited, LogLine, Phase, Progress
+
+
+def test_environment_is_the_hosts_own_not_rays() -> None:
+    """A variable that Ray sets has the raylet's value, or none; the user's value wins over all."""
+    own = {
+        "OMP_NUM_THREADS": "1",
+        "TPU_VISIBLE_CHIPS": "",
+        "RAY_ADDRESS": "x",
+        "PREFECT_API_KEY": "x",
+        "MEGASCALE_SLICE_ID": "3",
+        "JAX_COORDINATOR_ADDRESS": "x",
+        "TPU_NAME": "mine",
+        "HOME": "/root",
+    }
+    expected = {"TPU_NAME": "mine", "HOME": "/root"}
+    extra = {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+    assert zygote_environment(own, None, {}) == expected | extra
+    assert zygote_environment(own, {"OMP_NUM_THREADS": "8", "OTHER": "x"}, {}) == expected | extra | {
+        "OMP_NUM_THREADS": "8"
+    }
+    assert zygote_environment(own, {"OMP_NUM_THREADS": "8"}, {"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
+    assert zygote_environment(own, None, {"MEGASCALE_SLICE_ID": "7"})["MEGASCALE_SLICE_ID"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "lines"),
+    [
+        ([b"a\nb"], ["a", "b"]),
+        ([b"a", b"b\n", b"\n"], ["ab", ""]),
+        ([b"dos\r\n", b"dos\r", b"\n"], ["dos", "dos"]),
+        ([b"\r1%", b"\r2%", b"\r3%\n"], ["3%"]),
+        ([b"1%\r", b"2%\r", b"3%"], ["3%"]),
+        ([b"\xff\n"], ["\ufffd"]),
+        ([b"\xc3", b"\xa4\n"], ["ä"]),
+    ],
+)
+def test_lines_are_what_a_terminal_would_show(chunks: list[bytes], lines: list[str]) -> None:
+    splitter = LineSplitter()
+    assert [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.close() == lines
+
+
+def test_endless_line_takes_bounded_memory() -> None:
+    splitter = LineSplitter()
+    for _ in range(100):
+        assert splitter.feed(b"x" * 100_000) == []
+    (line,) = splitter.feed(b"\n")
+    assert line == "x" * streams.MAX_LINE_CHARS + "... [9980000 more characters]"
+
+
+def test_only_lines_are_dropped_and_only_the_newest_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_BUFFERED_LINES", 2)
+    buffer = EventBuffer()
+    for index in range(4):
+        buffer.add(LogLine("stdout", str(index)))
+        buffer.add(Progress(index, {}))
+    buffer.complete(Exited(0, None))
+    poll = buffer.poll(0, 0.0)
+    assert poll.events == (LogLine("stdout", "0"), LogLine("stdout", "1"), Progress(3, {}), Exited(0, None))
+    assert poll.dropped_lines == 2
+    assert buffer.poll(poll.cursor, 10.0).events == ()
+
+
+def test_room_comes_back_when_lines_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_BUFFERED_CHARS", 10)
+    buffer = EventBuffer()
+    buffer.add(LogLine("stdout", "x" * 8))
+    buffer.add(LogLine("stdout", "y" * 8))
+    first = buffer.poll(0, 0.0)
+    assert (len(first.events), first.dropped_lines) == (1, 1)
+    assert buffer.poll(first.cursor, 0.0).events == ()
+    buffer.add(LogLine("stdout", "z" * 8))
+    buffer.add(Phase("entered"))
+    assert len(buffer.poll(first.cursor, 0.0).events) == 2
+
+
+def test_summary_is_short_and_never_raises() -> None:
+    class Bad:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert summarize(0.5) == "0.5"
+    assert summarize(Bad()).endswith("Bad")
+    assert len(summarize("x" * 10_000)) <= MAX_SUMMARY_CHARS
+    assert len(summarize(list(range(10_000)))) <= MAX_SUMMARY_CHARS

@@ -1,0 +1,86 @@
+"""What the package promises from outside: light imports, settings, links, names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import prefect_tpu
+from prefect_tpu.settings import TpuSettings, current_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from prefect_tpu import runtime",
+        "import prefect_tpu.cluster",
+        "import prefect_tpu.core.verdict",
+        "import prefect_tpu.cluster.zygote",
+        "import prefect_tpu.cluster.child",
+    ],
+)
+def test_what_hosts_import_is_light(statement: str) -> None:
+    """Neither Prefect nor Ray nor JAX comes with it."""
+    code = f"{statement}\nimport sys\nprint([m for m in ('prefect', 'ray', 'jax', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    """`__all__` is what can be imported."""
+    for name in prefect_tpu.__all__:
+        assert getattr(prefect_tpu, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = prefect_tpu.no_such_name
+
+
+def test_installed_as_a_prefect_collection() -> None:
+    """The version, Prefect's entry point and the command."""
+    assert version("prefect-tpu") == prefect_tpu.__version__
+    assert any(one.name == "prefect_tpu" for one in entry_points(group="prefect.collections"))
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("prefect-tpu")), "--version"], capture_output=True, text=True, check=True
+    )
+    assert prefect_tpu.__version__ in done.stdout
+
+
+def test_settings_come_from_prefects_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PREFECT_INTEGRATIONS_TPU_*, read when a gang starts."""
+    assert current_settings().ray_address is None
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS", "7.5")
+    assert current_settings().ray_address == "10.0.0.1:6379"
+    assert current_settings().lease_timeout_seconds == 7.5
+
+
+def test_every_setting_is_described_with_its_unit() -> None:
+    """A time ends in _seconds, a size in _bytes, and each has a sentence."""
+    for name, field in TpuSettings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+        if field.annotation in (int, float):
+            assert name.endswith(("_seconds", "_bytes")), name
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda p: p.name)
+def test_links_in_markdown_lead_somewhere(page: Path) -> None:
+    """Relative links and pictures exist."""
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readmes_flow_is_python() -> None:
+    """The flow in the README is at most 20 lines, and compiles."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "TpuMultisliceRunner(num_slices=2)" in blocks[0]
+    assert len(blocks[0].splitlines()) <= 20
+    for block in blocks:
+        compile(block, "README.md", "exec")
