@@ -90,9 +90,8 @@ def train(steps: int) -> dict[str, float]:
         rows = np.random.default_rng((SEED, step)).choice(len(train_x), GLOBAL_BATCH, replace=False)
 
         def shard(data: Any) -> Any:
-            return jax.make_array_from_callback(
-                (GLOBAL_BATCH, *data.shape[1:]), sharded, lambda index: data[rows[index[0]]]
-            )
+            batch = data[rows]
+            return jax.make_array_from_callback(batch.shape, sharded, lambda index: batch[index])
 
         return shard(train_x), shard(train_y)
 

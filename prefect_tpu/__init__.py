@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from prefect_tpu.core.errors import HangError as HangError
     from prefect_tpu.core.errors import HostLostError as HostLostError
     from prefect_tpu.core.errors import HostProcessError as HostProcessError
+    from prefect_tpu.core.errors import NotInGangError as NotInGangError
+    from prefect_tpu.core.errors import PreloadError as PreloadError
     from prefect_tpu.core.errors import ProvisioningError as ProvisioningError
     from prefect_tpu.core.errors import RetriesExhaustedError as RetriesExhaustedError
     from prefect_tpu.core.errors import SlicePreemptedError as SlicePreemptedError
@@ -38,6 +40,8 @@ _ERRORS = (
     "HangError",
     "HostLostError",
     "HostProcessError",
+    "NotInGangError",
+    "PreloadError",
     "ProvisioningError",
     "RetriesExhaustedError",
     "SlicePreemptedError",

@@ -28,6 +28,7 @@ from prefect_tpu.core.errors import (
     HostProcessError,
     RetriesExhaustedError,
     SlicePreemptedError,
+    SliceUnavailableError,
 )
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.report import AttemptReport
@@ -180,11 +181,15 @@ class GangLaunch:
     def _conclude(self, future: concurrent.futures.Future[Ended]) -> Any:
         try:
             ended = future.result()
-        except ConfigurationError:
-            self._decision = Decision(False)
+        except (ConfigurationError, SliceUnavailableError):
+            self._decision = Decision(False)  # no repetition mends it; the capacity deadline is a budget of its own
             raise
         except GangCancelledError as error:
             raise asyncio.CancelledError("the gang was cancelled") from error
+        except Exception:
+            self._decision = Decision(None if self.runner.limits.resumable else False)
+            self._set_retry()
+            raise
         report = ended.report
         self.reports.append(report)
         self._publish()
@@ -199,12 +204,11 @@ class GangLaunch:
         if verdict.kind is Kind.CANCELLED:
             # What Prefect's own runner raises for a task run that it cancels; it ends Crashed, not retried.
             raise asyncio.CancelledError("the gang was cancelled") from GangCancelledError(verdict.cause)
-        error = ended.error if ended.error is not None else _error(report, self.timeout_seconds)
+        failure = ended.error if ended.error is not None else _error(report, self.timeout_seconds)
         if self._decision.retry is False and self._decision.reason:
-            raise RetriesExhaustedError(
-                f"{self._decision.reason}; last: {verdict.cause}", tuple(self.reports)
-            ) from error
-        raise error
+            text = f"{self._decision.reason}; last: {verdict.cause}"
+            raise RetriesExhaustedError(text, tuple(self.reports)) from failure
+        raise failure
 
     def _set_retry(self) -> None:
         """Set the clone's retry fields for this cause; the engine reads them after the exception."""

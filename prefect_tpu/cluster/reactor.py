@@ -53,15 +53,16 @@ class Reactor:
         """Have `tick` called soon."""
         try:
             self._woken.send(b"\0")
-        except BlockingIOError:  # it is being woken already
+        except OSError:  # it is being woken already, or it is closed
             return
 
     def close(self) -> None:
-        """End the thread; nothing is read any more."""
+        """End the thread; nothing is read any more. From any thread but its own."""
         self._closing = True
         self.wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.join()
+        self._waking.close()
+        self._woken.close()
 
     def _run(self) -> None:
         self._selector.register(self._waking, selectors.EVENT_READ, self._empty)
@@ -75,8 +76,6 @@ class Reactor:
             while self._calls:
                 self._guard(self._calls.popleft())
         self._selector.close()
-        self._waking.close()
-        self._woken.close()
 
     def _empty(self) -> bool:
         self._waking.recv(4096)

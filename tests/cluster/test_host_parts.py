@@ -90,6 +90,6 @@ def test_summary_is_short_and_never_raises() -> None:
             raise RuntimeError("no")
 
     assert summarize(0.5) == "0.5"
-    assert summarize(Bad()).endswith("Bad")
+    assert "Bad" in summarize(Bad())
     assert len(summarize("x" * 10_000)) <= MAX_SUMMARY_CHARS
     assert len(summarize(list(range(10_000)))) <= MAX_SUMMARY_CHARS

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -148,11 +149,9 @@ for _ in range(4):
 @pytest.mark.slow
 def test_two_processes_race_for_both_slices(fleet: LocalFleet, tmp_path: Path) -> None:
     """Each gets both slices four times, never at the same time, and neither starves holding half."""
-    racers = [
-        subprocess.Popen([sys.executable, "-c", RACER, fleet.address, str(tmp_path / "held")]) for _ in range(2)
-    ]
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, fleet.address, str(tmp_path / "held")]) for _ in range(2)]
     assert [racer.wait(90) for racer in racers] == [0, 0]
     held = sorted(tuple(map(float, line.split())) for line in (tmp_path / "held").read_text().splitlines())
     assert len(held) == 8
-    assert all(earlier[1] <= later[0] for earlier, later in zip(held, held[1:], strict=False))
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(held))
     assert free() == ["slice-0", "slice-1"]
