@@ -6,6 +6,7 @@ is scikit-learn's digits (1,797 images of 8 x 8 pixels), which ships inside the 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from prefect import flow, task
@@ -51,6 +52,7 @@ def train(steps: int) -> dict[str, float]:
     from jax.flatten_util import ravel_pytree
     from jax.sharding import NamedSharding, PartitionSpec
 
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of every save
     ctx = runtime.current()
     per_slice = jax.device_count() // ctx.num_slices
     mesh = runtime.mesh(("data",), ici_shape=(per_slice,), dcn_shape=(ctx.num_slices,))

@@ -17,6 +17,8 @@ from prefect_tpu.core.report import AttemptReport
 log = logging.getLogger("prefect_tpu.artifacts")
 
 MAX_QUEUED = 100
+EXIT_FLUSH_SECONDS = 5.0
+"""How long the end of the process waits for tables that are not written yet."""
 MAX_ROWS = 1_000
 """Newest rows kept in one table: 500 attempts of two slices, far below Prefect's limit for an artifact."""
 
@@ -48,6 +50,8 @@ class _Publisher:
     def publish(self, target: TableTarget, reports: list[AttemptReport]) -> None:
         with self._lock:
             if self._thread is None:
+                # Not at import: this must run before Prefect's temporary server, started meanwhile, is stopped.
+                atexit.register(self.flush, EXIT_FLUSH_SECONDS)
                 self._thread = threading.Thread(target=self._work, name="prefect-tpu-artifacts", daemon=True)
                 self._thread.start()
         try:
@@ -70,6 +74,7 @@ class _Publisher:
                 self._complain(f"could not write the slice table to Prefect: {error!r}")
             finally:
                 self._queue.task_done()
+                del context, target, reports  # the context holds the task run's parameters
 
     def _complain(self, text: str) -> None:
         log.log(logging.DEBUG if self._complained else logging.WARNING, "%s", text)
@@ -103,5 +108,3 @@ def _json(rows: list[dict[str, str | int | float]]) -> str:
 _publisher = _Publisher()
 publish = _publisher.publish
 flush = _publisher.flush
-EXIT_FLUSH_SECONDS = 5.0
-atexit.register(flush, EXIT_FLUSH_SECONDS)

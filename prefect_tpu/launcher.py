@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
+from prefect.task_engine import TaskRunTimeoutError
 
 from prefect_tpu import artifacts
 from prefect_tpu.cluster import pickling
@@ -32,9 +33,10 @@ from prefect_tpu.core.errors import (
 )
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.retry import Decision, Spent, decide_retry
+from prefect_tpu.core.retry import Decision, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Kind
 from prefect_tpu.logs import RunLog
+from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.2
 """How often the engine's thread looks whether it is to stop, while the gang runs on a thread of its own."""
+
+
+class TaskTimeoutError(GangTimeoutError, TaskRunTimeoutError):
+    """GangTimeoutError that Prefect's engine knows as its own kind of timeout."""
 
 
 class GangLaunch:
@@ -59,6 +65,10 @@ class GangLaunch:
         self._user_jitter = task.retry_jitter_factor
         self._user_condition = task.retry_condition_fn
         self._decision = Decision(None)
+        self._backoff_seconds = 0.0
+        self._attempts = 0
+        self._running = False
+        self._flow_had_ended = False
         self._cancelled = threading.Event()
         self._run: GangRun | None = None
 
@@ -69,11 +79,15 @@ class GangLaunch:
         self._cancelled.set()
         if self._run is not None:
             self._run.cancel()
+            if not self._running:
+                self._run.release()  # Prefect sleeps before the next attempt
 
     def close(self) -> None:
-        """The task run is over: nothing stays reserved."""
+        """The task run is over: nothing stays reserved, and its future keeps no ledger alive."""
         if self._run is not None:
+            self._run.cancel()
             self._run.release()
+        self.reports = []
 
     def retry_condition(self) -> Callable[..., Any]:
         """Prefect's `retry_condition_fn` for the clone: our causes first, else the user's own."""
@@ -95,6 +109,7 @@ class GangLaunch:
         return decide
 
     def _keep_or_release(self, retry: bool) -> bool:
+        self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
         delay = self.task.retry_delay_seconds
         longest = max(delay) if isinstance(delay, Sequence) else delay or 0
         if self._run is not None and (not retry or longest > self.runner.lease_hold_seconds):
@@ -105,78 +120,108 @@ class GangLaunch:
 
     def call(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one attempt to its end and return the gang's result."""
-        future = self._start(body, args, kwargs)
+        future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
         try:
+            self._start(future, body, args, kwargs)
             while not concurrent.futures.wait([future], timeout=LOOK_SECONDS).done:
                 self._look()
         except BaseException:
             # A timeout, Ctrl-C or SIGTERM can arrive at any bytecode: stop the gang, then let it through.
             self.cancel()
-            concurrent.futures.wait([future], timeout=self._barrier_seconds)
+            if self._running:
+                concurrent.futures.wait([future], timeout=self._barrier_seconds)
+            self._record_interrupted(future)
             self.close()
             raise
         return self._conclude(future)
 
     async def call_async(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As `call`, and the event loop never blocks."""
-        future = self._start(body, args, kwargs)
+        future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
         waiting = asyncio.wrap_future(future)
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is read from `future`
         try:
+            self._start(future, body, args, kwargs)
             while not (await asyncio.wait([waiting], timeout=LOOK_SECONDS))[0]:
                 self._look()
         except BaseException:
             self.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([asyncio.wrap_future(future)], timeout=self._barrier_seconds)
+            if self._running:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.to_thread(concurrent.futures.wait, [future], self._barrier_seconds)
+            self._record_interrupted(future)
             self.close()
             raise
         return self._conclude(future)
 
     @property
     def _barrier_seconds(self) -> float:
-        return self.runner.cancel_grace_seconds + BARRIER_MARGIN_SECONDS
+        return self.runner.cancel_grace_seconds + BARRIER_MARGIN_SECONDS + 2 * LOOK_SECONDS
 
     def _start(
-        self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> concurrent.futures.Future[Ended]:
+        self,
+        future: concurrent.futures.Future[Ended],
+        body: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         context = TaskRunContext.get()
         assert context is not None
         logger = get_run_logger()
-        number = len(self.reports) + 1
+        run_id = str(context.task_run.id)
         if self._run is None:
-            self._run = GangRun(
-                self.runner.plan(timeout_seconds=self.timeout_seconds, run_id=str(context.task_run.id), say=logger),
-                run_id=str(context.task_run.id),
-            )
-        run = self._run
+            plan = self.runner.plan(timeout_seconds=self.timeout_seconds, run_id=run_id, say=logger)
+            self._run = GangRun(plan, run_id=run_id)
+        run, backoff_seconds = self._run, self._backoff_seconds
         if self._cancelled.is_set():
             run.cancel()
+        self._decision, self._backoff_seconds = Decision(None), 0.0
+        self._set_retry()
+        self._attempts += 1
+        number = self._attempts  # never used twice, whatever an attempt ends with: hosts know attempts by it
+        self._flow_had_ended = self._flow_ended_badly()
         call = Call(body, args, kwargs, pickling.project_root_of(body))
-        future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
 
         def work() -> None:
             try:
-                future.set_result(run.attempt(number, call, RunLog(logger)))
+                ended = run.attempt(number, call, RunLog(logger), backoff_seconds=backoff_seconds)
             except BaseException as error:  # noqa: BLE001 - it is raised again on the engine's thread
+                self._running = False
                 future.set_exception(error)
+            else:
+                self._running = False
+                future.set_result(ended)
 
+        self._running = True
         # A thread of its own: what Prefect injects into the engine's thread cannot tear the attempt apart.
         threading.Thread(
             target=copy_context().run, args=(work,), name=f"gang-{context.task_run.name}", daemon=True
         ).start()
-        return future
 
     def _look(self) -> None:
         """Stop if the flow run that this task run belongs to has ended badly, or the process is ending.
 
         A process that ends normally outside a flow waits for what was submitted, as for any thread pool.
         """
+        process_ends = not threading.main_thread().is_alive()
+        ended_badly = FlowRunContext.get() is not None or hasattr(sys, "last_type")
+        if (self._flow_ended_badly() and not self._flow_had_ended) or (process_ends and ended_badly):
+            self.cancel()
+
+    def _flow_ended_badly(self) -> bool:
+        """Failed, Crashed, Cancelled, or about to be retried as a whole."""
         flow = FlowRunContext.get()
         state = flow.flow_run.state if flow is not None and flow.flow_run is not None else None
-        flow_ended_badly = state is not None and state.is_final() and not state.is_completed()
-        process_ends = not threading.main_thread().is_alive()
-        if flow_ended_badly or (process_ends and (flow is not None or hasattr(sys, "last_type"))):
-            self.cancel()
+        return state is not None and not state.is_completed() and (state.is_final() or state.is_scheduled())
+
+    def _record(self, report: AttemptReport) -> None:
+        self.reports.append(report)
+        self._publish()
+
+    def _record_interrupted(self, future: concurrent.futures.Future[Ended]) -> None:
+        """An attempt that was ended from outside is in the table too."""
+        if future.done() and not future.cancelled() and future.exception() is None:
+            self._record(future.result().report)
 
     def _conclude(self, future: concurrent.futures.Future[Ended]) -> Any:
         try:
@@ -191,8 +236,7 @@ class GangLaunch:
             self._set_retry()
             raise
         report = ended.report
-        self.reports.append(report)
-        self._publish()
+        self._record(report)
         verdict = report.verdict
         if verdict.kind is Kind.SUCCEEDED:
             assert ended.results is not None
@@ -201,6 +245,15 @@ class GangLaunch:
         self.spent = self.spent.charge(verdict)
         self._decision = decide_retry(verdict, self.spent, self.runner.limits)
         self._set_retry()
+        settings = current_settings()
+        self._backoff_seconds = backoff_seconds(
+            self.spent,
+            verdict,
+            first_seconds=settings.infrastructure_backoff_seconds,
+            longest_seconds=settings.infrastructure_backoff_longest_seconds,
+        )
+        if verdict.kind is Kind.TIMED_OUT:
+            self.task.timeout_seconds = self.timeout_seconds  # Prefect's message quotes it
         if verdict.kind is Kind.CANCELLED:
             # What Prefect's own runner raises for a task run that it cancels; it ends Crashed, not retried.
             raise asyncio.CancelledError("the gang was cancelled") from GangCancelledError(verdict.cause)
@@ -242,7 +295,7 @@ def _error(report: AttemptReport, timeout_seconds: float | None) -> Exception:
         case Kind.INFRASTRUCTURE:
             return HostLostError(text, verdict)
         case Kind.TIMED_OUT:
-            return GangTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
+            return TaskTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
     culprit = next(one for one in report.evidence if one.process_id in verdict.culprits)
     if verdict.kind is Kind.FATAL and culprit.raised is not None and culprit.raised.stage == "preload":
         return ConfigurationError(text)
@@ -263,7 +316,13 @@ def current_launch(body: Callable[..., Any]) -> GangLaunch | None:
     if context is None or getattr(context.task, "body", None) is not body:
         return None
     task: Any = context.task
-    return task.launch if task.launch is not None else GangLaunch(task.task_runner, task)
+    if task.launch is None:
+        raise ConfigurationError(
+            f"Task {task.name!r} runs as a gang and was started past prefect_tpu (by a task worker, or given to "
+            "another task runner's submit). Call it, or use its own .submit() or .map()."
+        )
+    launch: GangLaunch = task.launch
+    return launch
 
 
 def make_launcher(body: Callable[..., Any]) -> Callable[..., Any]:

@@ -51,6 +51,12 @@ class TpuSettings(PrefectBaseSettings):
     cancel_grace_seconds: float = Field(
         default=5.0, ge=0, description="Between SIGTERM and SIGKILL when a gang is cancelled, in seconds."
     )
+    infrastructure_backoff_seconds: float = Field(
+        default=1.0, ge=0, description="Wait after the first lost host; doubled after each further one, in seconds."
+    )
+    infrastructure_backoff_longest_seconds: float = Field(
+        default=60.0, ge=0, description="Longest wait after a lost host, in seconds."
+    )
     inline_payload_bytes: int = Field(
         default=100_000,
         ge=0,

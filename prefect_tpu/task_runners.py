@@ -168,7 +168,6 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         cancel_grace_seconds: float | None = None,
         max_workers: int | None = None,
     ) -> None:
-        super().__init__(max_workers=max_workers)
         self._options: dict[str, Any] = {
             "pool": pool,
             "num_slices": num_slices,
@@ -177,8 +176,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             "chips_per_host": chips_per_host,
             "flatten": flatten,
             "returns": returns,
-            "env": dict(env or {}),
-            "preload": tuple(preload),
+            "env": env if env is not None else {},
+            "preload": preload,
             "jax_distributed": jax_distributed,
             "resumable": resumable,
             "max_preemptions": max_preemptions,
@@ -191,6 +190,9 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             "max_workers": max_workers,
         }
         _check(self._options)
+        self._options |= {"env": dict(self._options["env"]), "preload": tuple(preload)}
+        super().__init__(max_workers=max_workers)
+        self._launches_lock = threading.Lock()
         self._launches: weakref.WeakSet[GangLaunch] = weakref.WeakSet()
 
     # -- a value
@@ -299,6 +301,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             inline_payload_bytes=settings.inline_payload_bytes,
             timeout_seconds=timeout_seconds,
             checkpoint_dir=f"{str(root).rstrip('/')}/{run_id}",
+            log_level=say.getEffectiveLevel(),
         )
 
     # -- a task runner
@@ -316,14 +319,17 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         gang = task if isinstance(task, GangTask) else GangTask.adopt(task, self)
         clone, launch = gang.for_run()
         future = super().submit(clone, parameters, wait_for, dependencies)
-        self._launches.add(launch)
+        with self._launches_lock:
+            self._launches.add(launch)
         wrapped = future.wrapped_future
         wrapped.add_done_callback(lambda _: launch.close())
         return GangFuture(future.task_run_id, wrapped)
 
     def cancel_all(self) -> None:
         """End every gang that this runner started: SIGTERM, grace period, SIGKILL; leases are released."""
-        for launch in list(self._launches):
+        with self._launches_lock:
+            launches = list(self._launches)
+        for launch in launches:
             launch.cancel()
         super().cancel_all()
 
@@ -389,7 +395,7 @@ def _check(options: dict[str, Any]) -> None:
     pool = options["pool"]
     if pool is not None and not isinstance(pool, str | Fleet):
         refuse("pool", "a fleet (LocalFleet, RayFleet) or None")
-    for name, allowed in (("num_slices", 1), ("chips_per_host", 1), ("max_preemptions", 0)):
+    for name, allowed in (("num_slices", 1), ("chips_per_host", 1), ("max_preemptions", 0), ("max_workers", 1)):
         value = options[name]
         optional = name != "num_slices" and value is None
         if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < allowed):
@@ -407,10 +413,11 @@ def _check(options: dict[str, Any]) -> None:
         refuse("returns", '"all" or "process0"')
     if options["jax_distributed"] not in ("auto", True, False):
         refuse("jax_distributed", '"auto", True or False')
-    if not all(isinstance(k, str) and isinstance(v, str) for k, v in options["env"].items()):
+    env, preload = options["env"], options["preload"]
+    if not isinstance(env, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in env.items()):
         refuse("env", "a mapping of strings to strings")
-    if not all(isinstance(one, str) for one in options["preload"]):
-        refuse("preload", "names of modules")
+    if isinstance(preload, str) or not (isinstance(preload, Sequence) and all(isinstance(one, str) for one in preload)):
+        refuse("preload", 'a sequence of names of modules, such as ("jax", "numpy")')
     for name in ("lease_timeout_seconds", "lease_hold_seconds", "launch_timeout_seconds", "cancel_grace_seconds"):
         value = options[name]
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0):

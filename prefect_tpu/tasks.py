@@ -133,7 +133,7 @@ class GangTask(Task[P, R]):
         ) -> Any:
             """One gang per element; see `prefect.Task.map`."""
             if deferred:
-                return super().map(*args, return_state=return_state, wait_for=wait_for, deferred=True, **kwargs)
+                raise self._no_background("map(deferred=True)")
             parameters = get_call_parameters(self.fn, args, kwargs, apply_defaults=False)
             futures = _pool().map(self, parameters, wait_for)
             if return_state:
@@ -141,6 +141,24 @@ class GangTask(Task[P, R]):
                     future.wait()
                 return [future.state for future in futures]
             return futures
+
+        def apply_async(self, *_args: Any, **_kwargs: Any) -> Any:
+            """Refused: a task worker would have to own slices for as long as it lives."""
+            raise self._no_background("delay() and apply_async()")
+
+        def serve(self) -> Any:
+            """Refused, as `apply_async`."""
+            raise self._no_background("serve()")
+
+        async def aserve(self) -> Any:
+            """Refused, as `apply_async`."""
+            raise self._no_background("aserve()")
+
+    def _no_background(self, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{what} of gang task {self.name!r}: background task runs cannot be gangs. Call it, or use .submit() or "
+            ".map(); to run it elsewhere or later, deploy a flow that calls it."
+        )
 
 
 class MaterializingGangTask(GangTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]

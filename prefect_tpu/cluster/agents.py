@@ -46,18 +46,19 @@ class AgentPool:
         """Actor handles for `hosts`, in their order; starts what is missing and does not wait for it."""
         with self._lock:
             self._idle_seconds = idle_release_seconds
-            handles = []
+            entries = []
             for host in hosts:
                 entry = self._entries.get(host.node_id)
                 if entry is None or entry.generation != session.generation():
                     handle = start_agent(host.node_id, f"prefect-tpu-agent-{uuid4().hex[:8]}")
                     entry = self._entries[host.node_id] = _Entry(handle, session.generation())
+                entries.append(entry)
+            for entry in entries:
                 entry.users += 1
-                handles.append(entry.handle)
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="prefect-tpu-agents", daemon=True)
                 self._keeper.start()
-            return handles
+            return [entry.handle for entry in entries]
 
     def give_back(self, hosts: Sequence[Host]) -> None:
         """The attempt is over; its agents stay warm for the next one."""

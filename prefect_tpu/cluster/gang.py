@@ -10,19 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from prefect_tpu._version import __version__
+from prefect_tpu.cluster import inventory, session
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.environment import gang_environment
-from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.errors import ConfigurationError, PreloadError
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import (
@@ -45,8 +39,10 @@ log = logging.getLogger("prefect_tpu.gang")
 
 WAIT_SECONDS = 0.25
 """How often the attempt looks at cancel and deadlines while no host says anything."""
-BARRIER_MARGIN_SECONDS = 15.0
+BARRIER_MARGIN_SECONDS = 8.0
 """Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
+FINISH_SECONDS = 15.0
+"""The same after success: time for JAX's shutdown, atexit handlers and threads of the function."""
 
 
 class Observer(Protocol):
@@ -94,6 +90,7 @@ class _HostState:
     raised: Raised | None = None
     exited: Exited | None = None
     lost: str | None = None
+    gone: bool = False
     preempted: bool = False
     buffers: list[Any] | None = None
 
@@ -117,12 +114,13 @@ class _HostState:
             slice_index=self.member.slice_index,
             host_index=self.member.host_index,
             slice_name=self.member.slice_name,
-            returned=self.buffers is not None or (self.returned is not None and self.lost is None),
+            returned=self.buffers is not None or (self.returned is not None and not self.failed),
             raised=self.raised,
             exit_code=self.exited.exit_code if self.exited else None,
             signal=self.exited.signal if self.exited else None,
             stopped_by_us=self.stopping,
             lost=self.lost,
+            gone=self.gone,
             preempted=self.preempted,
             last_stderr=self.exited.last_stderr if self.exited else (),
         )
@@ -166,23 +164,26 @@ class GangAttempt:
     _hosts: list[_HostState] = field(init=False, default_factory=list)
     _polls: dict[Any, _HostState] = field(init=False, default_factory=dict)
     _id: str = field(init=False, default="")
+    _launched_at: float = field(init=False, default=0.0)
     _entered_at: float | None = field(init=False, default=None)
+    _generation: int = field(init=False, default_factory=session.generation)
 
     def run(self) -> AttemptEnd:
         """Launch, watch, gather, stop. Returns only when no process of this attempt is left."""
         self._hosts = [_HostState(m, a) for m, a in zip(self.gang.members, self.agents, strict=True)]
         self.attempt = self.attempt.launch()
         self._id = f"{self.options.run_id}-{self.attempt.number}"
-        started = time.monotonic()
+        started = self._launched_at = time.monotonic()
         outcome: Kind | None = None
         try:
             outcome = self._launch()
             if outcome is None and not any(host.failed for host in self._hosts):
-                outcome = self._watch(started)
+                outcome = self._watch()
             if outcome is Kind.SUCCEEDED and not self._gather():
-                outcome = None
+                outcome = Kind.CANCELLED if self.cancelled() else None
         finally:
             self._stop(outcome)
+        self._tell_gone_from_silent()
         ended, entered = time.monotonic(), self._entered_at
         return AttemptEnd(
             outcome=outcome,
@@ -211,9 +212,11 @@ class GangAttempt:
             return None
         ports = self._call(self._hosts[0], self._hosts[0].agent.free_ports.remote(2))
         if ports is None:
-            return None
+            return Kind.CANCELLED if self.cancelled() else None
         jax_port, megascale_port = ports
+        self._launched_at = time.monotonic()
         shipped = _ship(self.payload, options.inline_payload_bytes)
+        self.payload = []  # whoever calls may hold large arguments; this need not be a second copy
         for host in self._hosts:
             host.launched = True  # from here on there may be a process, whatever the call says
         self._call_all(
@@ -266,12 +269,12 @@ class GangAttempt:
 
     # -- watching
 
-    def _watch(self, started: float) -> Kind | None:
+    def _watch(self) -> Kind | None:
         """Forward what the hosts say until all returned, somebody failed, or it is ended from outside."""
         options = self.options
         self.attempt = self.attempt.run()
-        deadline = started + options.timeout_seconds if options.timeout_seconds else None
-        launch_deadline = started + options.agent_start_timeout_seconds + options.launch_timeout_seconds
+        deadline = self._launched_at + options.timeout_seconds if options.timeout_seconds else None
+        launch_deadline = self._launched_at + options.launch_timeout_seconds
         window_ends: float | None = None
         for host in self._hosts:
             self._poll(host)
@@ -307,6 +310,8 @@ class GangAttempt:
 
     def _step(self, timeout_seconds: float) -> None:
         """Take in the answers that are there, ask those hosts again."""
+        if self._disconnected():
+            return
         if not self._polls:
             time.sleep(min(timeout_seconds, 0.05))
             return
@@ -320,6 +325,19 @@ class GangAttempt:
             if isinstance(poll, Poll):
                 self._take(host, poll)
                 self._poll(host)
+
+    def _disconnected(self) -> bool:
+        """Whether somebody closed the Ray connection under this gang. Ray would start a new cluster unasked."""
+        if session.generation() == self._generation:
+            return False
+        for host in self._hosts:
+            if not host.over:
+                host.lose(
+                    "the Ray connection of this process was closed or replaced by somebody else; let no "
+                    "RayTaskRunner() without an address end, and call no ray.shutdown(), while gangs run"
+                )
+        self._polls.clear()
+        return True
 
     def _take(self, host: _HostState, poll: Poll) -> None:
         host.cursor = poll.cursor
@@ -358,8 +376,9 @@ class GangAttempt:
             self.attempt = self.attempt.stop(outcome)
         graceful = outcome in (Kind.CANCELLED, Kind.TIMED_OUT)
         grace = self.options.cancel_grace_seconds if graceful else 0.0
+        margin = FINISH_SECONDS if outcome is Kind.SUCCEEDED else BARRIER_MARGIN_SECONDS
         for host in self._hosts:
-            if host.over:
+            if self._disconnected() or host.over:
                 continue
             if outcome is Kind.SUCCEEDED:
                 host.agent.finish.remote(self._id)
@@ -368,16 +387,24 @@ class GangAttempt:
                 host.agent.stop.remote(self._id, grace)
             if host not in self._polls.values():
                 self._poll(host)
-        give_up = time.monotonic() + grace + BARRIER_MARGIN_SECONDS
+        give_up = time.monotonic() + grace + margin
         while not all(host.over for host in self._hosts) and time.monotonic() < give_up:
             self._step(WAIT_SECONDS)
         for host in self._hosts:
             if not host.over:
                 log.warning("%s does not report its process dead; its agent is ended", host.member.label)
                 host.lose("did not stop its process in time")
-            if host.lost is None and host.launched:
+            if host.lost is None and host.launched and not self._disconnected():
                 host.agent.forget.remote(self._id)
         self._polls.clear()
+
+    def _tell_gone_from_silent(self) -> None:
+        """A machine that has gone can be a preemption; an agent that does not answer on one that lives cannot."""
+        lost = {host.member.host.node_id: host for host in self._hosts if host.lost is not None}
+        if not lost or self._disconnected():
+            return
+        for node_id in inventory.vanished(lost):
+            lost[node_id].gone = True
 
     @property
     def unresponsive(self) -> list[Member]:
@@ -405,20 +432,34 @@ class GangAttempt:
         return dict(answers.values())
 
     def _call(self, host: _HostState, ref: Any) -> Any:
-        """The answer, or None with the host's state telling why not."""
+        """The answer, or None with the host's state telling why not; None without a word if it is cancelled."""
         try:
+            while not ray.wait([ref], timeout=WAIT_SECONDS)[0]:
+                if self.cancelled() or self._disconnected():
+                    return None
             return ray.get(ref)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            host.raised = host.raised or Raised(
-                stage="preload" if isinstance(cause, ConfigurationError) else "environment",
-                type_name=type(cause).__name__,
-                message=str(cause),
-                traceback=str(error),
-            )
-        except (ActorDiedError, ActorUnavailableError, RayActorError) as error:
-            host.lose("its agent is gone", preempted=bool(getattr(error, "preempted", False)))
-        except (GetTimeoutError, RayError) as error:
+            if isinstance(cause, ConfigurationError):
+                host.raised = host.raised or Raised(
+                    stage="preload" if isinstance(cause, PreloadError) else "environment",
+                    type_name=type(cause).__name__,
+                    message=str(cause),
+                    traceback=str(error),
+                )
+            else:
+                host.lose(f"its agent failed: {type(cause).__name__}: {cause}")
+        except RayActorError as error:
+            if error.actor_init_failed:
+                host.raised = host.raised or Raised(
+                    stage="environment",
+                    type_name="ActorInitError",
+                    message=f"the agent could not start: {str(error).strip().splitlines()[-1]}",
+                    traceback=str(error),
+                )
+            else:
+                host.lose("its agent is gone", preempted=error.preempted)
+        except RayError as error:
             host.lose(f"its agent does not answer ({type(error).__name__})")
         return None
 

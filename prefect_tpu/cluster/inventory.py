@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,18 @@ def summary() -> FleetSummary:
     of which nobody holds an actor.
     """
     return _summary_of(ray_state.state)
+
+
+def vanished(node_ids: Collection[str]) -> set[str]:
+    """Those Ray nodes that are dead in Ray's eyes, or whose raylet takes no connection any more."""
+    nodes = {node["NodeID"]: node for node in ray_state.state.node_table() if node["NodeID"] in node_ids}
+    endpoints = {
+        node_id: (node["NodeManagerAddress"], node["NodeManagerPort"])
+        for node_id, node in nodes.items()
+        if node["Alive"]
+    }
+    silent = probe.unreachable(endpoints.values())
+    return {node_id for node_id in node_ids if node_id not in endpoints or endpoints[node_id] in silent}
 
 
 def summary_at(address: str) -> FleetSummary:

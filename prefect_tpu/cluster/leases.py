@@ -23,7 +23,7 @@ log = logging.getLogger("prefect_tpu.leases")
 RESERVE_TIMEOUT_SECONDS = 2.0
 """How long placement groups may stay pending before all of them are given up and tried again."""
 RETRY_MIN_SECONDS = 0.1
-RETRY_MAX_SECONDS = 0.5
+RETRY_MAX_SECONDS = 0.6
 SETTLE_SECONDS = 1.0
 """Nothing is said about a wait shorter than this: chips just given back take a moment to show as free."""
 SUSPECT_SECONDS = 15.0
@@ -72,6 +72,14 @@ class GangLease:
         session.release()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ticket:
+    """A place in the queue."""
+
+    shape: SliceShape
+    num_slices: int
+
+
 class LeaseQueue:
     """Hands out slices, first come first served among the gangs of this process.
 
@@ -82,12 +90,13 @@ class LeaseQueue:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[object] = []
+        self._waiting: list[_Ticket] = []
         self._suspects: dict[str, float] = {}
 
     def suspect(self, slice_name: str) -> None:
         """Try this slice last for a while."""
-        self._suspects[slice_name] = time.monotonic() + SUSPECT_SECONDS
+        with self._lock:
+            self._suspects[slice_name] = time.monotonic() + SUSPECT_SECONDS
 
     def acquire(
         self,
@@ -115,7 +124,7 @@ class LeaseQueue:
             SliceUnavailableError: the deadline passed; the message has what was asked and what there is.
             GangCancelledError: `cancelled` said so.
         """
-        ticket = object()
+        ticket = _Ticket(shape, num_slices)
         with self._lock:
             self._waiting.append(ticket)
         session.hold()
@@ -131,7 +140,7 @@ class LeaseQueue:
 
     def _wait(
         self,
-        ticket: object,
+        ticket: _Ticket,
         shape: SliceShape,
         num_slices: int,
         timeout_seconds: float,
@@ -145,8 +154,7 @@ class LeaseQueue:
         while True:
             if cancelled():
                 raise GangCancelledError("cancelled while it waited for slices")
-            with self._lock:
-                position = self._waiting.index(ticket)
+            position = self._position(ticket)
             leases = self._try(shape, num_slices) if position == 0 else None
             if leases is not None:
                 return leases
@@ -162,13 +170,23 @@ class LeaseQueue:
                 )
             time.sleep(min(random.uniform(RETRY_MIN_SECONDS, RETRY_MAX_SECONDS), deadline - now))
 
+    def _position(self, ticket: _Ticket) -> int:
+        """How many came earlier and want the same slices. Who wants more than there are holds nobody up."""
+        with self._lock:
+            earlier = [one for one in self._waiting[: self._waiting.index(ticket)] if one.shape == ticket.shape]
+        if not earlier:
+            return 0
+        there_are = len(inventory.read_slices(ticket.shape))
+        return sum(one.num_slices <= there_are for one in earlier)
+
     def _try(self, shape: SliceShape, num_slices: int) -> list[Lease] | None:
         now = time.monotonic()
-        self._suspects = {name: until for name, until in self._suspects.items() if until > now}
+        with self._lock:
+            self._suspects = suspects = {name: until for name, until in self._suspects.items() if until > now}
         free = inventory.free_slices(shape)
         if len(free) < num_slices:
             return None
-        chosen = sorted(free, key=lambda one: (one.name in self._suspects, numeric_key(one.name)))[:num_slices]
+        chosen = sorted(free, key=lambda one: (one.name in suspects, numeric_key(one.name)))[:num_slices]
         leases: list[Lease] = []
         try:
             leases.extend(_reserve(one, shape) for one in chosen)

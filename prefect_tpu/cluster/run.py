@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.cluster.gang import AttemptEnd, AttemptOptions, GangAttempt, Observer
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.attempt import Attempt
-from prefect_tpu.core.errors import RemoteTraceback
+from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
+from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.host import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
@@ -53,6 +56,7 @@ class GangPlan:
     inline_payload_bytes: int
     timeout_seconds: float | None
     checkpoint_dir: str | None
+    log_level: int
 
     def resolve(self) -> SliceShape:
         """The slices' shape; raises TopologyError for what does not exist."""
@@ -101,8 +105,14 @@ class GangRun:
         if lease is not None:
             lease.release()
 
-    def attempt(self, number: int, call: Call, observer: Observer) -> Ended:
+    def attempt(self, number: int, call: Call, observer: Observer, *, backoff_seconds: float = 0) -> Ended:
         """Run attempt `number` of this task run on every host, to its end.
+
+        Args:
+            number: counted from 1; used once.
+            call: what to run.
+            observer: told what the hosts say.
+            backoff_seconds: waited first, unless it is cancelled.
 
         Raises:
             ConfigurationError, TopologyError: before anything is reserved.
@@ -112,6 +122,10 @@ class GangRun:
         plan = self.plan
         shape = plan.resolve()
         payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=call.project_root)
+        if backoff_seconds:
+            observer.say(f"attempt {number} waits {backoff_seconds:g} s before it looks for slices")
+            if self._cancelled.wait(backoff_seconds):
+                raise GangCancelledError("cancelled before it looked for slices")
         began = time.monotonic()
         with _CONNECTING:
             plan.fleet.connect(say=observer.say)
@@ -173,23 +187,22 @@ class GangRun:
                 QUEUE.suspect(member.slice_name)
             if one.unresponsive:
                 self.release()  # a lost slice's group would wait for it for ever
-        verdict = _verdict(end)
+        results, evidence = _results(end)
+        verdict = _verdict(end.outcome, evidence)
+        error = _user_error(evidence, verdict)
         report = AttemptReport(
             number=attempt.number,
             gang=gang,
-            evidence=end.evidence,
+            evidence=tuple(host.slim() for host in evidence),
             verdict=verdict,
             lease_seconds=lease_seconds,
             launch_seconds=end.launch_seconds,
             run_seconds=end.run_seconds,
             summaries=end.summaries,
         )
-        if verdict.kind is Kind.SUCCEEDED:
+        if verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED):
             self.release()
-            return Ended(report, [pickling.loads(b) for b in end.buffers if b is not None], None)
-        if verdict.kind is Kind.CANCELLED:
-            self.release()
-        return Ended(report, None, _user_error(end, verdict))
+        return Ended(report, results if verdict.kind is Kind.SUCCEEDED else None, error)
 
     def _options(self, num_processes: int) -> AttemptOptions:
         plan = self.plan
@@ -209,22 +222,42 @@ class GangRun:
             process0_only=plan.process0_only,
             inline_payload_bytes=plan.inline_payload_bytes,
             checkpoint_dir=plan.checkpoint_dir,
+            log_level=plan.log_level,
         )
 
 
-def _verdict(end: AttemptEnd) -> Verdict:
-    if end.outcome is Kind.CANCELLED:
+def _results(end: AttemptEnd) -> tuple[list[Any], tuple[HostEvidence, ...]]:
+    """Results in process-id order; a result that cannot be rebuilt here becomes evidence against its host."""
+    results: list[Any] = []
+    evidence = list(end.evidence)
+    if end.outcome is Kind.SUCCEEDED:
+        for index, buffers in enumerate(end.buffers):
+            if buffers is None:
+                continue
+            try:
+                results.append(pickling.loads(buffers))
+            except Exception as error:  # noqa: BLE001 - whatever the user's classes do when they are rebuilt here
+                text = f"its result cannot be rebuilt in the driver: {error}"
+                raised = Raised("result", type(error).__name__, text, traceback.format_exc())
+                evidence[index] = replace(evidence[index], returned=False, raised=raised)
+    return results, tuple(evidence)
+
+
+def _verdict(outcome: Kind | None, evidence: tuple[HostEvidence, ...]) -> Verdict:
+    if outcome is Kind.CANCELLED:
         return Verdict(Kind.CANCELLED, "cancelled")
-    if end.outcome is Kind.TIMED_OUT:
+    if outcome is Kind.TIMED_OUT:
         return Verdict(Kind.TIMED_OUT, "ran longer than timeout_seconds")
-    return decide(end.evidence)
+    if outcome is Kind.SUCCEEDED and not any(host.raised for host in evidence):
+        return Verdict(Kind.SUCCEEDED)  # whatever became of a host after its result was here
+    return decide(evidence)
 
 
-def _user_error(end: AttemptEnd, verdict: Verdict) -> BaseException | None:
+def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseException | None:
     """What the function raised on the first culprit, with the host's traceback as its cause."""
     if verdict.kind is not Kind.USER_ERROR:
         return None
-    raised = next(one.raised for one in end.evidence if one.process_id == verdict.culprits[0])
+    raised = next(one.raised for one in evidence if one.process_id == verdict.culprits[0])
     if raised is None or raised.pickled is None:
         return None
     try:

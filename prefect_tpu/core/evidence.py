@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefect_tpu.core.host import Raised
+
+MAX_KEPT_CHARS = 4_000
+"""Of a traceback, in the ledger."""
 
 JAX_RUNTIME_ERRORS = frozenset({"XlaRuntimeError", "JaxRuntimeError"})
 """What JAX raises on a host whose peers are gone. It says nothing about who was first."""
@@ -23,6 +26,7 @@ class HostEvidence:
         signal: that ended it, unless it was ours.
         stopped_by_us: the stop barrier ended it; its own end says nothing.
         lost: why the host cannot be reached any more, None if it can.
+        gone: the machine itself is gone, not only our agent on it.
         preempted: Ray, the cloud or the host itself said that it was taken away.
         last_stderr: the last lines that it wrote.
     """
@@ -37,8 +41,17 @@ class HostEvidence:
     signal: int | None = None
     stopped_by_us: bool = False
     lost: str | None = None
+    gone: bool = False
     preempted: bool = False
     last_stderr: tuple[str, ...] = ()
+
+    def slim(self) -> HostEvidence:
+        """Without what is large: for ledgers that keep every attempt of a long run."""
+        if self.raised is None:
+            return self
+        return replace(
+            self, raised=replace(self.raised, pickled=None, traceback=self.raised.traceback[-MAX_KEPT_CHARS:])
+        )
 
     @property
     def label(self) -> str:

@@ -42,6 +42,16 @@ class Spent:
         return self.preemptions + self.infrastructure
 
 
+def backoff_seconds(spent: Spent, verdict: Verdict, *, first_seconds: float, longest_seconds: float) -> float:
+    """How long to wait after a lost host before slices are looked for again: doubled each time, up to a limit.
+
+    A preempted slice needs no such wait: its place is taken by another one, or the wait for one begins.
+    """
+    if verdict.kind is not Kind.INFRASTRUCTURE:
+        return 0.0
+    return min(longest_seconds, first_seconds * 2.0 ** (spent.infrastructure - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do after an attempt that did not succeed.

@@ -72,17 +72,14 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
 
     Args:
         evidence: one entry per host process, in any order.
-        preemptible: the slices can be taken away, so a host that vanishes counts as preempted.
+        preemptible: the slices can be taken away, so a host that vanishes counts as preempted. Without it,
+            only a slice of which every host has vanished does. An agent that merely does not answer never does.
     """
     hosts = sorted(evidence, key=lambda one: one.process_id)
     if all(one.returned for one in hosts):
         return Verdict(Kind.SUCCEEDED)
-    lost_slices = {one.slice_index for one in hosts} - {one.slice_index for one in hosts if one.lost is None}
-    taken = [
-        one
-        for one in hosts
-        if one.preempted or (one.lost is not None and (preemptible or one.slice_index in lost_slices))
-    ]
+    gone_slices = {one.slice_index for one in hosts} - {one.slice_index for one in hosts if not one.gone}
+    taken = [one for one in hosts if one.preempted or (one.gone and (preemptible or one.slice_index in gone_slices))]
     if taken:
         names = ", ".join(sorted({f"slice {one.slice_index} ({one.slice_name})" for one in taken}))
         return _verdict(

@@ -116,6 +116,26 @@ def test_first_come_first_served(fleet: LocalFleet) -> None:
     assert order == ["both", "one"]
 
 
+def test_who_wants_more_than_there_is_holds_nobody_up(fleet: LocalFleet) -> None:
+    """A gang of three slices on a fleet of two waits; one of one slice that came later runs meanwhile."""
+    queue = LeaseQueue()
+    failed: list[str] = []
+
+    def wait_for_three() -> None:
+        try:
+            acquire(queue, 3, timeout_seconds=4)
+        except SliceUnavailableError as error:
+            failed.append(str(error))
+
+    thread = threading.Thread(target=wait_for_three)
+    thread.start()
+    time.sleep(0.5)
+    acquire(queue, 1, timeout_seconds=3).release()
+    assert not failed
+    thread.join()
+    assert failed
+
+
 def test_a_wait_can_be_cancelled(fleet: LocalFleet) -> None:
     """The wait ends at once, and the next in line moves up."""
     queue = LeaseQueue()

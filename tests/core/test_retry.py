@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_tpu.core.retry import Limits, Spent, decide_retry
+from prefect_tpu.core.retry import Limits, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Kind, Verdict
 
 
@@ -47,3 +47,13 @@ def test_the_functions_own_failures_are_up_to_prefect(kind: Kind) -> None:
 def test_not_resumable_is_one_attempt(kind: Kind) -> None:
     """resumable=False retries nothing."""
     assert decide_retry(Verdict(kind), Spent(), Limits(resumable=False)).retry is False
+
+
+def test_backoff_after_lost_hosts_doubles_up_to_a_limit() -> None:
+    """And a preemption waits for nothing but slices."""
+
+    def wait(count: int, kind: Kind = Kind.INFRASTRUCTURE) -> float:
+        return backoff_seconds(spend(*[kind] * count), Verdict(kind), first_seconds=1, longest_seconds=10)
+
+    assert [wait(one) for one in (1, 2, 3, 4, 5, 60)] == [1, 2, 4, 8, 10, 10]
+    assert wait(3, Kind.PREEMPTED) == 0

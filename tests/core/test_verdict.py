@@ -38,8 +38,8 @@ def test_a_lost_slice_explains_the_survivors_errors() -> None:
         [
             host(0, raised=PEER_LOSS),
             host(1, signal=signal.SIGABRT),
-            host(2, lost="its agent is gone", preempted=True),
-            host(3, lost="its agent is gone"),
+            host(2, lost="its agent is gone", gone=True, preempted=True),
+            host(3, lost="its agent is gone", gone=True),
         ]
     )
     assert verdict.kind is Kind.PREEMPTED
@@ -47,6 +47,25 @@ def test_a_lost_slice_explains_the_survivors_errors() -> None:
     assert verdict.culprits == (2, 3)
     assert verdict.collateral == (0, 1)
     assert "slice 1 (slice-1)" in verdict.cause
+
+
+def test_a_slice_of_which_every_host_has_gone_is_preempted() -> None:
+    """Even without a word from anybody."""
+    verdict = decide([host(0), host(1), host(2, lost="x", gone=True), host(3, lost="x", gone=True)])
+    assert (verdict.kind, verdict.culprits) == (Kind.PREEMPTED, (2, 3))
+
+
+def test_agents_that_do_not_answer_on_hosts_that_live_are_infrastructure() -> None:
+    """Our own agents dying on every host of a slice is not a preemption: it must not be retried for ever."""
+    verdict = decide([host(0), host(1), host(2, lost="its agent is gone"), host(3, lost="its agent is gone")])
+    assert (verdict.kind, verdict.culprits) == (Kind.INFRASTRUCTURE, (2, 3))
+
+
+@pytest.mark.parametrize(("preemptible", "kind"), [(True, Kind.PREEMPTED), (False, Kind.INFRASTRUCTURE)])
+def test_one_host_that_has_gone(preemptible: bool, kind: Kind) -> None:
+    """Of a preemptible slice it is a preemption."""
+    hosts = [host(0), host(1), host(2, lost="its agent is gone", gone=True), host(3, stopped_by_us=True)]
+    assert decide(hosts, preemptible=preemptible).kind is kind
 
 
 def test_one_lost_host_of_a_slice_that_cannot_be_preempted_is_infrastructure() -> None:
@@ -103,6 +122,7 @@ some_host = st.builds(
     signal=st.sampled_from([None, 6, 9, 11]),
     exit_code=st.sampled_from([None, 0, 3]),
     lost=st.sampled_from([None, "its agent is gone"]),
+    gone=st.booleans(),
     preempted=st.booleans(),
     stopped_by_us=st.booleans(),
 )

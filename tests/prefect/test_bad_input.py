@@ -38,6 +38,10 @@ def answer() -> int:
         ({"jax_distributed": "yes"}, "jax_distributed='yes'"),
         ({"lease_timeout_seconds": -1}, "lease_timeout_seconds=-1"),
         ({"topology": 4}, "topology=4"),
+        ({"preload": "jax"}, "preload='jax'"),
+        ({"preload": None}, "preload=None"),
+        ({"env": ["A=1"]}, "env=['A=1']"),
+        ({"max_workers": "x"}, "max_workers='x'"),
     ],
 )
 def test_wrong_arguments_are_named_at_once(options: dict[str, Any], says: str) -> None:
@@ -153,6 +157,45 @@ def test_too_few_slices_says_what_there_is(fleet: LocalFleet) -> None:
         assert wanted in text
     both: Runner = TpuMultisliceRunner(pool=fleet, num_slices=2, jax_distributed=False, lease_timeout_seconds=10)
     assert task(task_runner=both)(answer)() == [42] * 4
+
+
+def test_background_task_runs_are_refused(one_slice: Runner) -> None:
+    """delay, serve, deferred map, and an engine that was not started by us: never a body without a gang."""
+    from prefect.task_engine import run_task_sync
+
+    ran: list[int] = []
+    gang: Any = task(task_runner=one_slice)(lambda: ran.append(1))
+    for start in (gang.delay, gang.apply_async, gang.serve, lambda: gang.map([], deferred=True)):
+        with pytest.raises(ConfigurationError, match="background task runs"):
+            start()
+    with pytest.raises(ConfigurationError, match=r"\.submit\(\)"):
+        run_task_sync(gang)
+    assert not ran
+
+
+def test_a_result_that_does_not_unpickle_here_names_the_host(one_slice: Runner) -> None:
+    """Its class breaks when it is rebuilt: FATAL, not retried, and the next gang runs."""
+    attempts: list[int] = []
+
+    @task(task_runner=one_slice, retries=3, on_running=[lambda *_: attempts.append(1)])
+    def returns_broken() -> Any:
+        return Broken()
+
+    with pytest.raises(HostProcessError, match=r"slice 0 host 0.*cannot be rebuilt in the driver"):
+        returns_broken()
+    assert len(attempts) == 1
+    assert task(task_runner=one_slice)(answer)() == [42, 42]
+
+
+class Broken:
+    """Pickles anywhere, unpickles nowhere."""
+
+    def __reduce__(self) -> Any:
+        return _broken, ()
+
+
+def _broken() -> None:
+    raise RuntimeError("not today")
 
 
 def test_slugs_say_that_they_come_later() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 
@@ -97,3 +98,27 @@ def test_the_preemption_budget_ends_the_run(whole_again: LocalFleet, tmp_path: P
     thread.join()
     assert len(caught.value.reports) == 1
     assert "preempted" in str(caught.value.__cause__)
+
+
+def test_ray_shut_down_by_somebody_else(whole_again: LocalFleet, tmp_path: Path) -> None:
+    """The gang says whose fault it is, does not start another cluster, and goes on over a new connection."""
+    runner: Runner = TpuMultisliceRunner(pool=whole_again, jax_distributed=False)
+
+    @task(task_runner=runner)
+    def goes_on(folder: str) -> int:
+        import pathlib
+        import time
+
+        if runtime.current().attempt == 1:
+            pathlib.Path(folder, "running").touch()
+            time.sleep(3600)
+        return runtime.current().attempt
+
+    def shut_down() -> None:
+        eventually((tmp_path / "running").exists, "the gang runs", 60)
+        ray.shutdown()
+
+    thread = threading.Thread(target=shut_down)
+    thread.start()
+    assert goes_on(str(tmp_path)) == [2, 2]
+    thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -15,7 +16,7 @@ import pytest
 from prefect import flow
 from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId, LogFilter, LogFilterTaskRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId
 from prefect.states import State
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime, task
@@ -348,6 +349,8 @@ def test_timeout_counts_from_the_launch(one_slice: Runner, client: SyncPrefectCl
     assert state.is_failed()
     (run,) = task_runs(client, flow_run_id)
     assert run.state.name == "TimedOut"
+    assert run.state.message == "Task run exceeded timeout of 2.0 second(s)"
+    assert [row["outcome"] for row in artifact_rows(client, run.id)] == ["TIMED_OUT"]
     assert not _processes("987654")
 
     @task(task_runner=one_slice)
@@ -355,6 +358,34 @@ def test_timeout_counts_from_the_launch(one_slice: Runner, client: SyncPrefectCl
         return 1
 
     assert fine() == [1, 1]
+
+
+def test_cancel_during_a_retry_delay_gives_the_slices_back(fleet: LocalFleet) -> None:
+    """While Prefect sleeps before a retry nothing runs; a cancel then leaves nothing reserved."""
+    runner: Runner = TpuMultisliceRunner(pool=fleet, num_slices=2, jax_distributed=False)
+
+    @task(task_runner=runner, retries=1, retry_delay_seconds=6)
+    def fails() -> None:
+        raise ValueError("first")
+
+    @task(task_runner=runner.duplicate())
+    def next_one() -> int:
+        return 1
+
+    started = runner.duplicate().__enter__()
+    future = started.submit(fails, {})
+    from prefect_tpu.cluster import inventory
+
+    shape = fleet.shape
+    eventually(lambda: not inventory.free_slices(shape), "the slices are taken")
+    time.sleep(2)
+    assert not inventory.free_slices(shape)
+    for launch in list(started._launches):
+        launch.cancel()
+    eventually(lambda: len(inventory.free_slices(shape)) == 2, "the slices are free", 3)
+    started.__exit__(ValueError, None, None)
+    assert isinstance(future.wrapped_future.exception(), asyncio.CancelledError)
+    assert next_one() == [1] * 4
 
 
 def _processes(text: str) -> list[str]:
@@ -367,9 +398,3 @@ def _processes(text: str) -> list[str]:
         if text in command and "pytest" not in command:
             found.append(command)
     return found
-
-
-def test_log_filter_names_are_there() -> None:
-    """The filters that this file uses exist in this version of Prefect."""
-    assert LogFilter
-    assert LogFilterTaskRunId
