@@ -41,6 +41,8 @@ WAIT_SECONDS = 0.25
 """How often the attempt looks at cancel and deadlines while no host says anything."""
 BARRIER_MARGIN_SECONDS = 8.0
 """Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
+DISCONNECT_SECONDS = 2.0
+"""How long an unexpected error may wait for the news that somebody has shut Ray down."""
 FINISH_SECONDS = 15.0
 """The same after success: time for JAX's shutdown, atexit handlers and threads of the function."""
 
@@ -176,13 +178,9 @@ class GangAttempt:
         started = self._launched_at = time.monotonic()
         outcome: Kind | None = None
         try:
-            outcome = self._launch()
-            if outcome is None and not any(host.failed for host in self._hosts):
-                outcome = self._watch()
-            if outcome is Kind.SUCCEEDED and not self._gather():
-                outcome = Kind.CANCELLED if self.cancelled() else None
+            outcome = self._unless_disconnected(self._work)
         finally:
-            self._stop(outcome)
+            self._unless_disconnected(lambda: self._stop(outcome))
         self._tell_gone_from_silent()
         ended, entered = time.monotonic(), self._entered_at
         return AttemptEnd(
@@ -193,6 +191,27 @@ class GangAttempt:
             launch_seconds=(entered or ended) - started,
             run_seconds=ended - entered if entered else 0.0,
         )
+
+    def _work(self) -> Kind | None:
+        """Launch, watch, gather. None: the evidence has what went wrong."""
+        outcome = self._launch()
+        if outcome is None and not any(host.failed for host in self._hosts):
+            outcome = self._watch()
+        if outcome is Kind.SUCCEEDED and not self._gather():
+            outcome = Kind.CANCELLED if self.cancelled() else None
+        return outcome
+
+    def _unless_disconnected(self, do: Callable[[], Kind | None]) -> Kind | None:
+        """Ray raises this and that, SystemExit too, when somebody shuts it down under a call; say so instead."""
+        try:
+            return do()
+        except (Exception, SystemExit):
+            give_up = time.monotonic() + DISCONNECT_SECONDS
+            while not self._disconnected():
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(WAIT_SECONDS / 10)
+            return None
 
     # -- launching
 

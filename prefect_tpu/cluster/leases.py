@@ -37,6 +37,7 @@ class Lease:
 
     slice: Slice
     group: Any
+    generation: int
     released: bool = False
 
     def release(self) -> None:
@@ -44,6 +45,8 @@ class Lease:
         if self.released:
             return
         self.released = True
+        if session.generation() != self.generation:
+            return  # its cluster is not connected any more, and the group went with the connection
         try:
             remove_placement_group(self.group)
         except Exception as error:  # noqa: BLE001 - the cluster may be gone, and its groups with it
@@ -215,7 +218,7 @@ def _reserve(one: Slice, shape: SliceShape) -> Lease:
         strategy="STRICT_SPREAD" if len(bundles) > 1 else "PACK",
         bundle_label_selector=[{"ray.io/node-id": host.node_id} for host in one.hosts],
     )
-    return Lease(one, group)
+    return Lease(one, group, session.generation())
 
 
 def _release_all(leases: list[Lease]) -> None:

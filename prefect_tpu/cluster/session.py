@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 import ray
-from ray._private import services
+from ray._private import auto_init_hook, services
 from ray._private.worker import WORKER_MODE, global_worker
 
 from prefect_tpu.core.errors import ConfigurationError
@@ -20,6 +20,9 @@ REACH_TIMEOUT_SECONDS = 5.0
 """How long the cluster's port may take to answer; Ray's own wait, which comes after it, is much longer."""
 CONNECT_TIMEOUT_SECONDS = 60.0
 """How long Ray may take to connect once the port has answered."""
+
+
+_AUTO_CONNECT = auto_init_hook.enable_auto_connect
 
 
 class _Session:
@@ -123,6 +126,8 @@ def address() -> str | None:
 
 
 def _adopt(address: str, *, ours: bool) -> None:
+    # Should somebody shut Ray down, no call of ours may start a new cluster on this machine unasked.
+    auto_init_hook.enable_auto_connect = False
     _session.address, _session.ours = address, ours
     _session.generation += 1
 
@@ -131,6 +136,7 @@ def _disconnect_locked() -> None:
     _session.address, _session.ours = None, False
     _session.generation += 1
     _off_main_thread(ray.shutdown)
+    auto_init_hook.enable_auto_connect = _AUTO_CONNECT
 
 
 def _notice_foreign_shutdown() -> None:
