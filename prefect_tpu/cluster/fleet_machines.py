@@ -25,6 +25,8 @@ from prefect_tpu.cluster.fleet_keeper import KeeperPlan
 from prefect_tpu.core.topology import SliceShape
 
 DRAIN_ANSWER_SECONDS = 10.0
+MAX_STARTS = 3
+"""Of one host: Ray gives a raylet 30 s to register, which on a busy machine can be too little."""
 STARTS_PER_CORE = 4
 """Hosts that start at the same time: most of a raylet's start is waiting."""
 
@@ -50,6 +52,7 @@ class HostState:
     channel: socket.socket | None = None
     deadline: float | None = None
     error: str = ""
+    failed_starts: int = 0
 
     @property
     def name(self) -> str:
@@ -155,7 +158,7 @@ class Machines:
         self.kill([host for host in hosts if host.state == "draining"])
         for host in hosts:
             if host.state == "down":
-                host.state, host.error = "starting", ""
+                host.state, host.error, host.failed_starts = "starting", "", 0
                 self._queue.append(host)
         return hosts
 
@@ -284,7 +287,7 @@ class Machines:
         for line in data.splitlines():
             message = json.loads(line)
             if "up" in message:
-                host.state, host.node_id = "up", message["up"]
+                host.state, host.node_id, host.failed_starts = "up", message["up"], 0
                 self._tell_up(host, message)
             elif "failed" in message:
                 host.error = message["failed"]
@@ -308,4 +311,10 @@ class Machines:
             raise HeadLostError(f"the head did not stay up: {host.error or 'its process ended'}")
         if was == "starting":
             host.error = host.error or "its process ended"
+            host.failed_starts += 1
+            if host.failed_starts < MAX_STARTS:
+                self.say(f"{host.slice_name} host {host.index} did not start ({host.error}); once more")
+                host.state = "starting"
+                self._queue.append(host)
+                return
         self.say(f"{host.slice_name} host {host.index} is down {host.error}".rstrip())

@@ -31,6 +31,7 @@ class _Session:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.address: str | None = None
+        self.node: object = None
         self.ours = False
         self.holds = 0
         self.generation = 0
@@ -128,8 +129,14 @@ def address() -> str | None:
 def _adopt(address: str, *, ours: bool) -> None:
     # Should somebody shut Ray down, no call of ours may start a new cluster on this machine unasked.
     auto_init_hook.enable_auto_connect = False
-    _session.address, _session.ours = address, ours
+    _session.address, _session.node, _session.ours = address, global_worker.node, ours
     _session.generation += 1
+    if not ours:
+        log.warning(
+            "This process was connected to Ray at %s before its first gang: gangs use that connection, and it has to "
+            "stay open until they have ended.",
+            address,
+        )
 
 
 def _disconnect_locked() -> None:
@@ -141,7 +148,8 @@ def _disconnect_locked() -> None:
 
 def _notice_foreign_shutdown() -> None:
     """Somebody else (a RayTaskRunner that ends, the user) may have shut Ray down under us."""
-    if _session.address is None or (ray.is_initialized() and _current_address() == _session.address):
+    # Looks at Python objects only: Ray ends the process when its core is asked something while it shuts down.
+    if _session.address is None or (ray.is_initialized() and global_worker.node is _session.node):
         return
     log.warning(
         "The Ray connection to %s was closed or replaced outside prefect_tpu%s. Do not call ray.shutdown(), and "
