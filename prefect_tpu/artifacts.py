@@ -19,6 +19,8 @@ log = logging.getLogger("prefect_tpu.artifacts")
 MAX_QUEUED = 100
 EXIT_FLUSH_SECONDS = 5.0
 """How long the end of the process waits for tables that are not written yet."""
+REQUEST_TIMEOUT_SECONDS = 10.0
+"""For one call to Prefect's API."""
 MAX_ROWS = 1_000
 """Newest rows kept in one table: 500 attempts of two slices, far below Prefect's limit for an artifact."""
 
@@ -86,7 +88,8 @@ def _create(target: TableTarget, reports: list[AttemptReport]) -> None:
     from prefect.client.schemas.actions import ArtifactCreate
 
     rows = [row for report in reports for row in report.rows()][-MAX_ROWS:]
-    with get_client(sync_client=True) as client:
+    # Settings of its own: without, it would be the client of the task run, which may be closed by now.
+    with get_client(httpx_settings={"timeout": REQUEST_TIMEOUT_SECONDS}, sync_client=True) as client:
         client.create_artifact(
             ArtifactCreate(
                 key=target.key,

@@ -13,6 +13,8 @@ from prefect_tpu.core.host import LogLine, LogRecord
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
+NOISE = ("[Gloo] Rank ", "Expected number of connected peer ranks is")
+"""What the simulation's collectives print at every start; goes to DEBUG."""
 PROGRESS_LOG_INTERVAL_SECONDS = 5.0
 
 
@@ -29,7 +31,7 @@ class RunLog:
             level, text = entry.level, entry.message
         else:
             level, text = logging.INFO, entry.text
-        if collateral:
+        if collateral or any(noise in text for noise in NOISE):
             level = logging.DEBUG
         self.logger.log(level, "[%s] %s", member.label, text)
 

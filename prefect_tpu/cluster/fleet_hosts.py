@@ -38,6 +38,10 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+XLA_THREADS_PER_CHIP = 4
+"""Of a simulated host's XLA thread pool; its default is the larger of cores and devices."""
+
+
 def simulated_host_environment(shape: SliceShape, xla_flags: str = "") -> dict[str, str]:
     """The simulation seam: the variables that make JAX on this machine's CPU stand for a host's TPU chips.
 
@@ -47,9 +51,13 @@ def simulated_host_environment(shape: SliceShape, xla_flags: str = "") -> dict[s
         shape: of the slice that the host is in.
         xla_flags: flags that are set already and stay.
     """
+    flags = f"--xla_force_host_platform_device_count={shape.chips_per_host} --xla_cpu_multi_thread_eigen=false"
     return {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{xla_flags} --xla_force_host_platform_device_count={shape.chips_per_host}".strip(),
+        "XLA_FLAGS": f"{xla_flags} {flags}".strip(),
+        # XLA sizes its thread pool by this. A device that waits in a collective keeps a thread: with no more
+        # threads than devices, and work of one device split over the pool, all can wait for each other.
+        "NPROC": str(XLA_THREADS_PER_CHIP * shape.chips_per_host),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         SIMULATED_VARIABLE: "1",
     }

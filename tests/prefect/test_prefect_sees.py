@@ -16,7 +16,7 @@ import pytest
 from prefect import flow
 from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, ArtifactFilterTaskRunId
 from prefect.states import State
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime, task
@@ -101,6 +101,23 @@ def test_a_completed_gang(two_slices: Runner, client: SyncPrefectClient) -> None
             assert (logging.INFO, f"{prefix} printed on a host") in messages
             assert (logging.INFO, f"{prefix} to stderr") in messages
             assert (logging.WARNING, f"{prefix} warned by logging") in messages
+
+
+def test_every_task_run_outside_a_flow_has_its_table(one_slice: Runner, client: SyncPrefectClient) -> None:
+    """The table is written after the task run, whose own client is closed by then."""
+
+    @task(task_runner=one_slice)
+    def lonely() -> int:
+        return 1
+
+    for _ in range(3):
+        lonely()
+
+    def tables() -> list[Any]:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["tpu-slices-lonely"])))
+        return found if len(found) == 3 else []
+
+    assert len({one.task_run_id for one in eventually(tables, "three tables")}) == 3
 
 
 class OwnError(Exception):

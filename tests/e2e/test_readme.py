@@ -1,0 +1,59 @@
+"""What the README says a new user does first."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import get_current_settings
+from prefect.testing.utilities import prefect_test_harness
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """A Prefect server of its own."""
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+def run(path: Path, seconds: float) -> str:
+    env = os.environ | {"PREFECT_API_URL": str(get_current_settings().api.url)}
+    process = subprocess.Popen(
+        [sys.executable, str(path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        output, _ = process.communicate()
+        raise AssertionError(f"not done within {seconds:g} s:\n{output[-3000:]}") from None
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_flow_of_the_readme(tmp_path: Path) -> None:
+    """As it stands there, from a file that hosts do not have; it warns that its slices are simulated."""
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    path = tmp_path / "readme_flow.py"
+    path.write_text(block)
+    output = run(path, 240)
+    assert "[116.0, 116.0, 116.0, 116.0]" in output
+    assert "simulated TPU slices on CPU" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_quickstart_trains() -> None:
+    """Sixteen devices on two slices learn the digits, and every host has the same loss."""
+    output = run(ROOT / "flows" / "quickstart.py", 500)
+    accuracy = float(re.findall(r"^test accuracy: ([0-9.]+)", output, re.MULTILINE)[0])
+    assert accuracy > 0.95
