@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from prefect.client.schemas.objects import RunInput, State
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture
@@ -21,6 +21,7 @@ from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.run import GangPlan
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.retry import Limits
+from prefect_tpu.runner_options import RunnerOptions, check_options
 from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
@@ -48,28 +49,6 @@ class Process0:
 
 
 Shape = TypeVar("Shape", default=Flat)
-
-
-class RunnerOptions(TypedDict, total=False):
-    """Arguments of TpuMultisliceRunner that do not change the type of its results."""
-
-    pool: Fleet | str | None
-    num_slices: int
-    accelerator_type: str | None
-    topology: str | None
-    chips_per_host: int | None
-    env: Mapping[str, str] | None
-    preload: Sequence[str]
-    jax_distributed: Literal["auto"] | bool
-    resumable: bool
-    max_preemptions: int | None
-    max_infrastructure_failures: int
-    checkpoint_root: str | Path | None
-    lease_timeout_seconds: float | None
-    lease_hold_seconds: float | None
-    launch_timeout_seconds: float | None
-    cancel_grace_seconds: float | None
-    max_workers: int | None
 
 
 class GangFuture(PrefectConcurrentFuture[Any]):
@@ -189,7 +168,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             "cancel_grace_seconds": cancel_grace_seconds,
             "max_workers": max_workers,
         }
-        _check(self._options)
+        check_options(self._options)
         self._options |= {"env": dict(self._options["env"]), "preload": tuple(preload)}
         super().__init__(max_workers=max_workers)
         self._launches_lock = threading.Lock()
@@ -382,43 +361,3 @@ def _fleet(pool: Fleet | str | None, say: Logger) -> Fleet:
             "(LocalFleet). Pass pool=RayFleet(...) to run on real ones."
         )
     return LocalFleet()
-
-
-def _check(options: dict[str, Any]) -> None:
-    """Refuse what cannot be right, by name, with the allowed values."""
-
-    def refuse(name: str, allowed: str) -> None:
-        raise ConfigurationError(
-            f"TpuMultisliceRunner({name}={options[name]!r}): must be {allowed}; set it where the runner is made"
-        )
-
-    pool = options["pool"]
-    if pool is not None and not isinstance(pool, str | Fleet):
-        refuse("pool", "a fleet (LocalFleet, RayFleet) or None")
-    for name, allowed in (("num_slices", 1), ("chips_per_host", 1), ("max_preemptions", 0), ("max_workers", 1)):
-        value = options[name]
-        optional = name != "num_slices" and value is None
-        if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < allowed):
-            refuse(name, f"a whole number of at least {allowed}" + ("" if name == "num_slices" else ", or None"))
-    value = options["max_infrastructure_failures"]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        refuse("max_infrastructure_failures", "a whole number of at least 0")
-    for name in ("accelerator_type", "topology"):
-        if not (options[name] is None or isinstance(options[name], str)):
-            refuse(name, 'a string such as "v4"' if name == "accelerator_type" else 'a string such as "2x2x2"')
-    for name in ("flatten", "resumable"):
-        if not isinstance(options[name], bool):
-            refuse(name, "True or False")
-    if options["returns"] not in ("all", "process0"):
-        refuse("returns", '"all" or "process0"')
-    if options["jax_distributed"] not in ("auto", True, False):
-        refuse("jax_distributed", '"auto", True or False')
-    env, preload = options["env"], options["preload"]
-    if not isinstance(env, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in env.items()):
-        refuse("env", "a mapping of strings to strings")
-    if isinstance(preload, str) or not (isinstance(preload, Sequence) and all(isinstance(one, str) for one in preload)):
-        refuse("preload", 'a sequence of names of modules, such as ("jax", "numpy")')
-    for name in ("lease_timeout_seconds", "lease_hold_seconds", "launch_timeout_seconds", "cancel_grace_seconds"):
-        value = options[name]
-        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0):
-            refuse(name, "a number of seconds, 0 or more, or None")

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
@@ -14,10 +14,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from prefect_tpu._version import __version__
 from prefect_tpu.cluster import inventory, session
+from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.environment import gang_environment
 from prefect_tpu.core.errors import ConfigurationError, PreloadError
-from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import (
     Exited,
@@ -47,107 +47,6 @@ FINISH_SECONDS = 15.0
 """The same after success: time for JAX's shutdown, atexit handlers and threads of the function."""
 
 
-class Observer(Protocol):
-    """Told what happens; must return quickly and never raise."""
-
-    def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None: ...
-    def dropped(self, member: Member, lines: int) -> None: ...
-    def progress(self, member: Member, step: int | None, metrics: dict[str, float]) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptOptions:
-    """How one attempt runs; times in seconds."""
-
-    run_id: str
-    preload: tuple[str, ...]
-    user_env: dict[str, str]
-    jax_distributed: bool
-    jax_initialization_timeout_seconds: int
-    agent_start_timeout_seconds: float
-    launch_timeout_seconds: float
-    agent_poll_seconds: float
-    failure_window_seconds: float
-    cancel_grace_seconds: float
-    timeout_seconds: float | None
-    process0_only: bool
-    inline_payload_bytes: int
-    checkpoint_dir: str | None
-    log_level: int = logging.INFO
-
-
-@dataclass(slots=True, eq=False)
-class _HostState:
-    """What is known of one host process while the attempt runs."""
-
-    member: Member
-    agent: Any
-    launched: bool = False
-    entered: bool = False
-    stopping: bool = False
-    cursor: int = 0
-    dropped_lines: int = 0
-    returned: Returned | None = None
-    raised: Raised | None = None
-    exited: Exited | None = None
-    lost: str | None = None
-    gone: bool = False
-    preempted: bool = False
-    buffers: list[Any] | None = None
-
-    @property
-    def failed(self) -> bool:
-        if self.raised is not None or self.lost is not None:
-            return True
-        return self.exited is not None and self.returned is None
-
-    @property
-    def over(self) -> bool:
-        return not self.launched or self.exited is not None or self.lost is not None
-
-    def lose(self, why: str, *, preempted: bool = False) -> None:
-        if self.lost is None:
-            self.lost, self.preempted = why, preempted
-
-    def evidence(self) -> HostEvidence:
-        return HostEvidence(
-            process_id=self.member.process_id,
-            slice_index=self.member.slice_index,
-            host_index=self.member.host_index,
-            slice_name=self.member.slice_name,
-            returned=self.buffers is not None or (self.returned is not None and not self.failed),
-            raised=self.raised,
-            exit_code=self.exited.exit_code if self.exited else None,
-            signal=self.exited.signal if self.exited else None,
-            stopped_by_us=self.stopping,
-            lost=self.lost,
-            gone=self.gone,
-            preempted=self.preempted,
-            last_stderr=self.exited.last_stderr if self.exited else (),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptEnd:
-    """What an attempt left.
-
-    Attributes:
-        outcome: set if it was ended from outside (CANCELLED, TIMED_OUT) or succeeded; None: the evidence decides.
-        evidence: one entry per host process, in process-id order.
-        buffers: pickled results in process-id order, None for those not fetched.
-        summaries: short text of each result, in process-id order.
-        launch_seconds, run_seconds: until the function was entered everywhere; from there to the end.
-    """
-
-    outcome: Kind | None
-    evidence: tuple[HostEvidence, ...]
-    buffers: tuple[list[Any] | None, ...]
-    summaries: tuple[str, ...]
-    launch_seconds: float
-    run_seconds: float
-
-
 @dataclass(slots=True)
 class GangAttempt:
     """Runs one attempt on slices that are already leased, with agents that are already starting.
@@ -163,8 +62,8 @@ class GangAttempt:
     options: AttemptOptions
     observer: Observer
     cancelled: Callable[[], bool]
-    _hosts: list[_HostState] = field(init=False, default_factory=list)
-    _polls: dict[Any, _HostState] = field(init=False, default_factory=dict)
+    _hosts: list[HostState] = field(init=False, default_factory=list)
+    _polls: dict[Any, HostState] = field(init=False, default_factory=dict)
     _id: str = field(init=False, default="")
     _launched_at: float = field(init=False, default=0.0)
     _entered_at: float | None = field(init=False, default=None)
@@ -172,7 +71,7 @@ class GangAttempt:
 
     def run(self) -> AttemptEnd:
         """Launch, watch, gather, stop. Returns only when no process of this attempt is left."""
-        self._hosts = [_HostState(m, a) for m, a in zip(self.gang.members, self.agents, strict=True)]
+        self._hosts = [HostState(m, a) for m, a in zip(self.gang.members, self.agents, strict=True)]
         self.attempt = self.attempt.launch()
         self._id = f"{self.options.run_id}-{self.attempt.number}"
         started = self._launched_at = time.monotonic()
@@ -277,7 +176,7 @@ class GangAttempt:
             log_level=options.log_level,
         )
 
-    def _check_version(self, host: _HostState, report: HostReport) -> None:
+    def _check_version(self, host: HostState, report: HostReport) -> None:
         if report.version != __version__:
             host.raised = Raised(
                 stage="environment",
@@ -321,7 +220,7 @@ class GangAttempt:
                 return None
             self._step(WAIT_SECONDS)
 
-    def _poll(self, host: _HostState) -> None:
+    def _poll(self, host: HostState) -> None:
         if host.over:
             return
         ref = host.agent.poll.remote(self._id, host.cursor, self.options.agent_poll_seconds)
@@ -358,7 +257,7 @@ class GangAttempt:
         self._polls.clear()
         return True
 
-    def _take(self, host: _HostState, poll: Poll) -> None:
+    def _take(self, host: HostState, poll: Poll) -> None:
         host.cursor = poll.cursor
         if poll.dropped_lines > host.dropped_lines:
             self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
@@ -432,10 +331,10 @@ class GangAttempt:
 
     # -- calls to agents
 
-    def _call_all(self, call: Callable[[_HostState], Any], timeout_seconds: float, what: str) -> dict[_HostState, Any]:
+    def _call_all(self, call: Callable[[HostState], Any], timeout_seconds: float, what: str) -> dict[HostState, Any]:
         """Call every host at the same time. A host that fails has it in its state and is not in the answer."""
         refs = {call(host): host for host in self._hosts}
-        answers: dict[int, tuple[_HostState, Any]] = {}
+        answers: dict[int, tuple[HostState, Any]] = {}
         deadline = time.monotonic() + timeout_seconds
         waiting = list(refs)
         while waiting and time.monotonic() < deadline and not self.cancelled():
@@ -450,7 +349,7 @@ class GangAttempt:
                 refs[ref].lose(f"{what} within {timeout_seconds:g} s")
         return dict(answers.values())
 
-    def _call(self, host: _HostState, ref: Any) -> Any:
+    def _call(self, host: HostState, ref: Any) -> Any:
         """The answer, or None with the host's state telling why not; None without a word if it is cancelled."""
         try:
             while not ray.wait([ref], timeout=WAIT_SECONDS)[0]:

@@ -14,8 +14,9 @@ import cloudpickle
 
 from prefect_tpu.cluster import pickling, session, tpu
 from prefect_tpu.cluster.agents import AgentPool
+from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, Observer
 from prefect_tpu.cluster.fleet import Fleet
-from prefect_tpu.cluster.gang import AttemptEnd, AttemptOptions, GangAttempt, Observer
+from prefect_tpu.cluster.gang import GangAttempt
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback

@@ -1,0 +1,113 @@
+"""What an attempt is given, what it knows of each host while it runs, and what it leaves."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.gang import Member
+from prefect_tpu.core.host import Exited, LogLine, LogRecord, Raised, Returned
+from prefect_tpu.core.verdict import Kind
+
+
+class Observer(Protocol):
+    """Told what happens; must return quickly and never raise."""
+
+    def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None: ...
+    def dropped(self, member: Member, lines: int) -> None: ...
+    def progress(self, member: Member, step: int | None, metrics: dict[str, float]) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOptions:
+    """How one attempt runs; times in seconds."""
+
+    run_id: str
+    preload: tuple[str, ...]
+    user_env: dict[str, str]
+    jax_distributed: bool
+    jax_initialization_timeout_seconds: int
+    agent_start_timeout_seconds: float
+    launch_timeout_seconds: float
+    agent_poll_seconds: float
+    failure_window_seconds: float
+    cancel_grace_seconds: float
+    timeout_seconds: float | None
+    process0_only: bool
+    inline_payload_bytes: int
+    checkpoint_dir: str | None
+    log_level: int = logging.INFO
+
+
+@dataclass(slots=True, eq=False)
+class HostState:
+    """What is known of one host process while the attempt runs."""
+
+    member: Member
+    agent: Any
+    launched: bool = False
+    entered: bool = False
+    stopping: bool = False
+    cursor: int = 0
+    dropped_lines: int = 0
+    returned: Returned | None = None
+    raised: Raised | None = None
+    exited: Exited | None = None
+    lost: str | None = None
+    gone: bool = False
+    preempted: bool = False
+    buffers: list[Any] | None = None
+
+    @property
+    def failed(self) -> bool:
+        if self.raised is not None or self.lost is not None:
+            return True
+        return self.exited is not None and self.returned is None
+
+    @property
+    def over(self) -> bool:
+        return not self.launched or self.exited is not None or self.lost is not None
+
+    def lose(self, why: str, *, preempted: bool = False) -> None:
+        if self.lost is None:
+            self.lost, self.preempted = why, preempted
+
+    def evidence(self) -> HostEvidence:
+        return HostEvidence(
+            process_id=self.member.process_id,
+            slice_index=self.member.slice_index,
+            host_index=self.member.host_index,
+            slice_name=self.member.slice_name,
+            returned=self.buffers is not None or (self.returned is not None and not self.failed),
+            raised=self.raised,
+            exit_code=self.exited.exit_code if self.exited else None,
+            signal=self.exited.signal if self.exited else None,
+            stopped_by_us=self.stopping,
+            lost=self.lost,
+            gone=self.gone,
+            preempted=self.preempted,
+            last_stderr=self.exited.last_stderr if self.exited else (),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """What an attempt left.
+
+    Attributes:
+        outcome: set if it was ended from outside (CANCELLED, TIMED_OUT) or succeeded; None: the evidence decides.
+        evidence: one entry per host process, in process-id order.
+        buffers: pickled results in process-id order, None for those not fetched.
+        summaries: short text of each result, in process-id order.
+        launch_seconds, run_seconds: until the function was entered everywhere; from there to the end.
+    """
+
+    outcome: Kind | None
+    evidence: tuple[HostEvidence, ...]
+    buffers: tuple[list[Any] | None, ...]
+    summaries: tuple[str, ...]
+    launch_seconds: float
+    run_seconds: float
