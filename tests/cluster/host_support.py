@@ -18,6 +18,7 @@ CPU_JAX = {
     "JAX_PLATFORMS": "cpu",
     "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "NPROC": "8",
 }
 DEADLINE_SECONDS = 60.0
 
