@@ -109,6 +109,7 @@ def train(steps: int) -> dict[str, float]:
         loss = jnp.inf
         for step in range(done + 1, steps + 1):
             params, state, loss = update(params, state, *global_batch(step))
+            loss.block_until_ready()  # simulated slices share few CPU threads: one collective at a time
             if step % 10 == 0 or step == steps:
                 runtime.report(step=step, loss=loss)
             if step % CHECKPOINT_EVERY_STEPS == 0 or step == steps:
