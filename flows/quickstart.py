@@ -99,21 +99,26 @@ def train(steps: int) -> dict[str, float]:
 
     params = jax.device_put(np.asarray(flat), replicated)
     state = jax.jit(optimizer.init, out_shardings=replicated)(params)
+    loss = jax.device_put(np.float32(np.inf), replicated)
+
+    def to_keep() -> dict[str, Any]:
+        """With the loss, so that a retry after the last step has one to return."""
+        return {"params": params, "state": state, "loss": loss}
+
     assert ctx.checkpoint_dir is not None
     with ocp.CheckpointManager(ctx.checkpoint_dir, options=ocp.CheckpointManagerOptions(max_to_keep=2)) as checkpoints:
         done = checkpoints.latest_step() or 0
         if done:
             print(f"going on from the checkpoint at step {done}")
-            kept = checkpoints.restore(done, args=ocp.args.StandardRestore({"params": params, "state": state}))
-            params, state = kept["params"], kept["state"]
-        loss = jnp.inf
+            kept = checkpoints.restore(done, args=ocp.args.StandardRestore(to_keep()))
+            params, state, loss = kept["params"], kept["state"], kept["loss"]
         for step in range(done + 1, steps + 1):
             params, state, loss = update(params, state, *global_batch(step))
             loss.block_until_ready()  # simulated slices share few CPU threads: one collective at a time
             if step % 10 == 0 or step == steps:
                 runtime.report(step=step, loss=loss)
             if step % CHECKPOINT_EVERY_STEPS == 0 or step == steps:
-                checkpoints.save(step, args=ocp.args.StandardSave({"params": params, "state": state}))
+                checkpoints.save(step, args=ocp.args.StandardSave(to_keep()))
         checkpoints.wait_until_finished()
     return {"loss": float(loss), "accuracy": float(accuracy_of(params))}
 

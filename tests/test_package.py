@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from pydantic import ValidationError
 
 import prefect_tpu
 from prefect_tpu.settings import TpuSettings, current_settings
@@ -67,6 +72,44 @@ def test_every_setting_is_described_with_its_unit() -> None:
         assert field.description.endswith("."), name
         if field.annotation in (int, float):
             assert name.endswith(("_seconds", "_bytes")), name
+
+
+def test_a_setting_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the first gang has waited for slices."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS", "-1")
+    with pytest.raises(ValidationError, match="lease_timeout_seconds"):
+        current_settings()
+
+
+def third_parties(paths: Iterable[Path]) -> set[str]:
+    """Packages outside Python and this project that the files import, at the top or inside functions."""
+    found = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"prefect_tpu"}
+
+
+def test_core_imports_only_python() -> None:
+    """Whatever else there is: import-linter can forbid only what it is told of."""
+    assert third_parties((ROOT / "prefect_tpu" / "core").rglob("*.py")) == set()
+
+
+def test_dependencies_are_those_imported_and_bounded_above() -> None:
+    """None that comes only by way of another package, none that nothing uses, each explained in docs/design.md."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(line) for line in project["dependencies"]]
+    only_bounded = {"fastapi"}  # Prefect's server; its upper bound is why it is listed
+    assert {one.name.replace("-", "_") for one in needed} - only_bounded == third_parties(
+        (ROOT / "prefect_tpu").rglob("*.py")
+    )
+    table = (ROOT / "docs" / "design.md").read_text().rpartition("## Dependencies")[2]
+    for one in needed:
+        assert any(part.operator == "<" for part in one.specifier), one
+        assert re.search(rf"^\| .*\b{one.name}\b.* \|", table, re.MULTILINE), one
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda p: p.name)
