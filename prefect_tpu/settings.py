@@ -27,6 +27,11 @@ class TpuSettings(PrefectBaseSettings):
     lease_hold_seconds: float = Field(
         default=60.0, ge=0, description="Longest retry delay over which slices are kept, in seconds."
     )
+    lease_linger_seconds: float = Field(
+        default=0.5,
+        ge=0,
+        description="How long the slices of a gang that has ended wait for the next gang of the process, in seconds.",
+    )
     queue_message_interval_seconds: float = Field(
         default=15.0, gt=0, description="How often a waiting gang says so in its logs, in seconds."
     )

@@ -269,6 +269,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             jax_distributed=options["jax_distributed"],
             process0_only=options["returns"] == "process0",
             lease_timeout_seconds=self._seconds("lease_timeout_seconds"),
+            lease_linger_seconds=settings.lease_linger_seconds,
             queue_message_interval_seconds=settings.queue_message_interval_seconds,
             agent_start_timeout_seconds=settings.agent_start_timeout_seconds,
             agent_idle_release_seconds=settings.agent_idle_release_seconds,

@@ -99,9 +99,8 @@ class AgentPool:
 
 
 def _end(entry: _Entry) -> None:
-    if entry.generation != session.generation() or not ray.is_initialized():
-        return  # it went with its cluster
     try:
-        ray.kill(entry.handle)
+        # Of another generation: it went with its cluster.
+        session.while_connected(entry.generation, lambda: ray.kill(entry.handle))
     except (ray.exceptions.RayError, ValueError) as error:
         log.debug("an agent had already gone: %s", error)

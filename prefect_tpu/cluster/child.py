@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -36,6 +37,8 @@ CANCEL_SIGNAL = signal.SIGRTMIN + 7
 EXIT_CODE_CANCELLED = 128 + signal.SIGTERM
 JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
 """Less than the grace that the agent gives a process that has returned."""
+COORDINATOR_CONNECT_SECONDS = 5.0
+COORDINATOR_RETRY_SECONDS = 0.01
 MAX_TRACEBACK_CHARS = 100_000
 
 _NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
@@ -49,7 +52,20 @@ def run(channel: int, payload_file: int, result_file: int, stdout: int, stderr: 
     signal.signal(signal.SIGTERM, attempt.on_cancel_signal)
     os.register_at_fork(after_in_child=attempt.reset_signals)
     sys.argv = ["prefect-tpu"]
-    sys.exit(attempt.run())
+    _exit(attempt.run())
+
+
+def _exit(code: int) -> NoReturn:
+    """End as Python does, without taking its modules apart: with JAX among them that costs 0.2 s, and can hang."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BaseException:  # noqa: BLE001 - a stop in the middle, or a broken stream
+        os._exit(code or 1)
+    os._exit(code)
 
 
 @dataclass(slots=True, eq=False)
@@ -244,6 +260,8 @@ def _reseed() -> None:
 def _start_jax(init: dict[str, Any]) -> None:
     import jax
 
+    if init["process_id"] != 0:
+        _wait_for_coordinator(init["coordinator_address"], init["initialization_timeout_seconds"])
     jax.distributed.initialize(
         coordinator_address=init["coordinator_address"],
         num_processes=init["num_processes"],
@@ -252,6 +270,19 @@ def _start_jax(init: dict[str, Any]) -> None:
         shutdown_timeout_seconds=JAX_SHUTDOWN_TIMEOUT_SECONDS,
         cluster_detection_method="deactivate",  # we know it all; asking the cloud's metadata costs seconds
     )
+
+
+def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
+    """JAX's client, if it comes before the coordinator listens, tries again only after a second."""
+    host, _, port = address.rpartition(":")
+    give_up = time.monotonic() + timeout_seconds
+    while time.monotonic() < give_up:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), COORDINATOR_CONNECT_SECONDS).close()
+        except OSError:
+            time.sleep(COORDINATOR_RETRY_SECONDS)
+        else:
+            return
 
 
 def _wait_for_arrays(result: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import random
 import threading
@@ -26,6 +27,8 @@ RETRY_MIN_SECONDS = 0.1
 RETRY_MAX_SECONDS = 0.6
 SETTLE_SECONDS = 1.0
 """Nothing is said about a wait shorter than this: chips just given back take a moment to show as free."""
+LONGEST_HAND_OVER_SECONDS = 30.0
+"""A lease older than this is not handed on inside the process, so that other processes get their turn."""
 SUSPECT_SECONDS = 15.0
 """A slice that could not be reserved, or lost a host, is tried last for this long: the cluster's own
 view of it is stale for some seconds."""
@@ -38,6 +41,7 @@ class Lease:
     slice: Slice
     group: Any
     generation: int
+    reserved_at: float
     released: bool = False
 
     def release(self) -> None:
@@ -45,10 +49,9 @@ class Lease:
         if self.released:
             return
         self.released = True
-        if session.generation() != self.generation:
-            return  # its cluster is not connected any more, and the group went with the connection
         try:
-            remove_placement_group(self.group)
+            # Of another generation: its cluster is not connected any more, and the group went with the connection.
+            session.while_connected(self.generation, lambda: remove_placement_group(self.group))
         except Exception as error:  # noqa: BLE001 - the cluster may be gone, and its groups with it
             log.debug("could not remove the placement group of %s: %s", self.slice.name, error)
 
@@ -59,6 +62,7 @@ class GangLease:
 
     leases: list[Lease]
     generation: int
+    queue: LeaseQueue
     _released: bool = field(default=False)
 
     @property
@@ -73,6 +77,21 @@ class GangLease:
         for lease in self.leases:
             lease.release()
         session.release()
+        self.queue.look_again()
+
+    def hand_over(self, linger_seconds: float) -> None:
+        """Leave the slices to the next gang of this process; if none takes them, they are given back.
+
+        Ray needs some tenths of a second until what is given back can be reserved again; gangs that follow
+        each other need not wait for that.
+        """
+        now = time.monotonic()
+        if linger_seconds <= 0 or any(now - one.reserved_at > LONGEST_HAND_OVER_SECONDS for one in self.leases):
+            self.release()
+        elif not self._released:
+            self._released = True
+            session.release()
+            self.queue.keep(self.leases, now + linger_seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +112,54 @@ class LeaseQueue:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: list[_Ticket] = []
         self._suspects: dict[str, float] = {}
+        self._kept: dict[str, tuple[Lease, float]] = {}
+        self._keeper: threading.Thread | None = None
+        self._closed = False
+
+    def look_again(self) -> None:
+        """Something may be free now."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def keep(self, leases: list[Lease], until: float) -> None:
+        """Leases for the next gang that wants them; given back at `until` (of the monotonic clock)."""
+        with self._changed:
+            if self._keeper is None:
+                # Later than Ray's own, so before it: Ray must not be called while it shuts down.
+                atexit.register(self.close)
+                self._keeper = threading.Thread(target=self._give_back_when_due, name="prefect-tpu-leases", daemon=True)
+                self._keeper.start()
+            if not self._closed:
+                self._kept |= {one.slice.name: (one, until) for one in leases}
+                leases = []
+            self._changed.notify_all()
+        _release_all(leases)
+
+    def close(self) -> None:
+        """Give back what is kept, and keep nothing from now on."""
+        with self._changed:
+            self._closed = True
+            kept, self._kept = [lease for lease, _ in self._kept.values()], {}
+            self._changed.notify_all()
+        _release_all(kept)
+
+    def _give_back_when_due(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                now = time.monotonic()
+                due = [name for name, (_, until) in self._kept.items() if until <= now]
+                leases = [self._kept.pop(name)[0] for name in due]
+                if not leases:
+                    soonest = min((until for _, until in self._kept.values()), default=None)
+                    self._changed.wait(None if soonest is None else soonest - now)
+                    continue
+            _release_all(leases)
+            self.look_again()
 
     def suspect(self, slice_name: str) -> None:
         """Try this slice last for a while."""
@@ -133,13 +198,14 @@ class LeaseQueue:
         session.hold()
         try:
             leases = self._wait(ticket, shape, num_slices, timeout_seconds, fleet, cancelled, say, say_interval_seconds)
-            return GangLease(leases, session.generation())
+            return GangLease(leases, session.generation(), self)
         except BaseException:
             session.release()
             raise
         finally:
-            with self._lock:
+            with self._changed:
                 self._waiting.remove(ticket)
+                self._changed.notify_all()
 
     def _wait(
         self,
@@ -155,6 +221,8 @@ class LeaseQueue:
         deadline = time.monotonic() + timeout_seconds
         next_word = time.monotonic() + SETTLE_SECONDS
         while True:
+            with self._lock:
+                kept_before = dict(self._kept)
             if cancelled():
                 raise GangCancelledError("cancelled while it waited for slices")
             position = self._position(ticket)
@@ -171,7 +239,9 @@ class LeaseQueue:
                     f"waiting for {num_slices} free {shape.accelerator_type} {shape.topology} slices of {fleet}"
                     f"{ahead} (at most {deadline - now:.0f} s more)"
                 )
-            time.sleep(min(random.uniform(RETRY_MIN_SECONDS, RETRY_MAX_SECONDS), deadline - now))
+            with self._changed:
+                if self._kept == kept_before:
+                    self._changed.wait(min(random.uniform(RETRY_MIN_SECONDS, RETRY_MAX_SECONDS), deadline - now))
 
     def _position(self, ticket: _Ticket) -> int:
         """How many came earlier and want the same slices. Who wants more than there are holds nobody up."""
@@ -186,12 +256,16 @@ class LeaseQueue:
         now = time.monotonic()
         with self._lock:
             self._suspects = suspects = {name: until for name, until in self._suspects.items() if until > now}
-        free = inventory.free_slices(shape)
-        if len(free) < num_slices:
-            return None
-        chosen = sorted(free, key=lambda one: (one.name in suspects, numeric_key(one.name)))[:num_slices]
-        leases: list[Lease] = []
+        leases = self._take_kept(shape, num_slices)
+        if len(leases) == num_slices:
+            return leases
         try:
+            free = inventory.free_slices(shape)
+            missing = num_slices - len(leases)
+            if len(free) < missing:
+                _release_all(leases)
+                return None
+            chosen = sorted(free, key=lambda one: (one.name in suspects, numeric_key(one.name)))[:missing]
             leases.extend(_reserve(one, shape) for one in chosen)
             give_up = time.monotonic() + RESERVE_TIMEOUT_SECONDS
             for lease in leases:
@@ -206,6 +280,21 @@ class LeaseQueue:
         _release_all(leases)
         return None
 
+    def _take_kept(self, shape: SliceShape, num_slices: int) -> list[Lease]:
+        """Leases that an earlier gang of this process has left, as far as their slices are whole."""
+        with self._lock:
+            if not self._kept:
+                return []
+        whole = {one.name: one for one in inventory.summary().slices if inventory.fits(one, shape) and not one.draining}
+        generation = session.generation()
+        with self._lock:
+            names = [
+                name
+                for name, (lease, _) in self._kept.items()
+                if name in whole and whole[name].slice == lease.slice and lease.generation == generation
+            ]
+            return [self._kept.pop(name)[0] for name in sorted(names, key=numeric_key)[:num_slices]]
+
 
 def _reserve(one: Slice, shape: SliceShape) -> Lease:
     # The head resource goes with host 0, so that programs which claim slices by it stay away.
@@ -218,7 +307,7 @@ def _reserve(one: Slice, shape: SliceShape) -> Lease:
         strategy="STRICT_SPREAD" if len(bundles) > 1 else "PACK",
         bundle_label_selector=[{"ray.io/node-id": host.node_id} for host in one.hosts],
     )
-    return Lease(one, group, session.generation())
+    return Lease(one, group, session.generation(), time.monotonic())
 
 
 def _release_all(leases: list[Lease]) -> None:

@@ -88,6 +88,15 @@ def environment_of(pid: int) -> list[bytes]:
         return []
 
 
+def children(pid: int) -> set[int] | None:
+    """Direct children of a process with one thread, zombies too; None if this kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return {int(one) for one in file.read().split()}
+    except OSError:
+        return None
+
+
 def kill_all(find: Callable[[Table], Set[int]]) -> bool:
     """SIGKILL what `find` finds, again and again until it finds nothing alive.
 

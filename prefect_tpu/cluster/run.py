@@ -46,6 +46,7 @@ class GangPlan:
     jax_distributed: Literal["auto"] | bool
     process0_only: bool
     lease_timeout_seconds: float
+    lease_linger_seconds: float
     queue_message_interval_seconds: float
     agent_start_timeout_seconds: float
     agent_idle_release_seconds: float
@@ -201,6 +202,8 @@ class GangRun:
             run_seconds=end.run_seconds,
             summaries=end.summaries,
         )
+        if verdict.kind is Kind.SUCCEEDED and self._lease is not None:
+            self._lease.hand_over(plan.lease_linger_seconds)
         if verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED):
             self.release()
         return Ended(report, results if verdict.kind is Kind.SUCCEEDED else None, error)

@@ -119,6 +119,16 @@ def generation() -> int:
         return _session.generation
 
 
+def while_connected(connection: int, do: Callable[[], object]) -> bool:
+    """Call Ray for the connection of that generation, if it is still there; meanwhile nobody closes it."""
+    with _session.lock:
+        _notice_foreign_shutdown()
+        if _session.generation != connection or _session.address is None:
+            return False
+        do()
+        return True
+
+
 def address() -> str | None:
     """Where this process is connected to, None if it is not."""
     with _session.lock:

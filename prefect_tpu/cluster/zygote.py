@@ -139,7 +139,8 @@ class _Zygote:
                 return
             pid = ended.si_pid
             if pid in self.attempts:
-                self._kill(pid)
+                if self._left_behind():
+                    self._kill(pid)
                 attempt = self.attempts.pop(pid)
                 by_signal = ended.si_code != os.CLD_EXITED
                 send_command(
@@ -150,6 +151,15 @@ class _Zygote:
                     signal=ended.si_status if by_signal else None,
                 )
             os.waitpid(pid, 0)
+
+    def _left_behind(self) -> bool:
+        """Whether anybody but children of ours hangs below this process.
+
+        Whoever loses its parent down here becomes a child of this process, so all that an ended attempt has
+        left is among its children. The answer saves a look at every process of the host.
+        """
+        children = processes.children(os.getpid())
+        return children is None or not children <= self.attempts.keys()
 
     def _kill(self, pid: int) -> None:
         attempt = self.attempts[pid]

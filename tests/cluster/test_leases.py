@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import GangCancelledError, LocalFleet, SliceUnavailableError
-from prefect_tpu.cluster import inventory, tpu
+from prefect_tpu.cluster import inventory, leases, tpu
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.gang import Host, Slice
 
@@ -91,6 +91,64 @@ def test_a_slice_that_lost_a_host_is_refused(fleet: LocalFleet) -> None:
     fleet.restore("slice-0")
     lease = acquire(LeaseQueue(), 2)
     lease.release()
+
+
+def groups_of(lease: GangLease) -> list[str]:
+    return [one.group.id.hex() for one in lease.leases]
+
+
+def test_the_next_gang_takes_over_what_an_ended_one_leaves(fleet: LocalFleet) -> None:
+    """The very same reservations, for as many slices as it wants; the others are given back a little later."""
+    queue = LeaseQueue()
+    first = acquire(queue, 2)
+    groups = groups_of(first)
+    first.hand_over(5)
+    assert inventory.free_slices(SHAPE) == []
+    second = acquire(queue, 1)
+    assert groups_of(second) == groups[:1]
+    second.hand_over(0.1)
+    deadline = time.monotonic() + 10
+    while live_groups() == 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert live_groups() == 1
+    third = acquire(queue, 1)
+    assert groups_of(third) == groups[1:]
+    third.release()
+    assert free() == ["slice-0", "slice-1"]
+    assert live_groups() == 0
+
+
+def test_what_is_left_for_the_next_gang_is_given_back_at_the_end(fleet: LocalFleet) -> None:
+    """A queue that closes keeps nothing, now or later."""
+    queue = LeaseQueue()
+    kept, later = acquire(queue, 1), acquire(queue, 1)
+    kept.hand_over(60)
+    queue.close()
+    assert live_groups() == 1
+    later.hand_over(60)
+    assert live_groups() == 0
+    assert free() == ["slice-0", "slice-1"]
+
+
+def test_slices_are_not_handed_on_for_ever(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes get their turn: an old lease is given back at once."""
+    monkeypatch.setattr(leases, "LONGEST_HAND_OVER_SECONDS", 0.0)
+    lease = acquire(LeaseQueue(), 1)
+    lease.hand_over(60)
+    assert live_groups() == 0
+
+
+def test_a_slice_that_lost_a_host_is_not_handed_over(fleet: LocalFleet) -> None:
+    """The next gang gets another one."""
+    queue = LeaseQueue()
+    acquire(queue, 1).hand_over(60)
+    fleet.preempt("slice-0/1")
+    lease = acquire(queue, 1)
+    assert [one.name for one in lease.gang.slices] == ["slice-1"]
+    lease.release()
+    queue.close()
+    fleet.restore("slice-0")
+    assert free() == ["slice-0", "slice-1"]
 
 
 def test_first_come_first_served(fleet: LocalFleet) -> None:
