@@ -32,6 +32,7 @@ from prefect_tpu.core.errors import (
     SliceUnavailableError,
 )
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.retry import Decision, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Kind
@@ -181,10 +182,16 @@ class GangLaunch:
         number = self._attempts  # never used twice, whatever an attempt ends with: hosts know attempts by it
         self._flow_had_ended = self._flow_ended_badly()
         call = Call(body, args, kwargs, pickling.project_root_of(body))
+        settings = current_settings()
+        lines_per_second = settings.gang_log_lines_per_second
+        run_log = RunLog(logger, RateLimit(lines_per_second, lines_per_second * settings.log_burst_seconds))
 
         def work() -> None:
             try:
-                ended = run.attempt(number, call, RunLog(logger), backoff_seconds=backoff_seconds)
+                try:
+                    ended = run.attempt(number, call, run_log, backoff_seconds=backoff_seconds)
+                finally:
+                    run_log.flush()
             except BaseException as error:  # noqa: BLE001 - it is raised again on the engine's thread
                 self._running = False
                 future.set_exception(error)

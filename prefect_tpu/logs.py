@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_tpu.core.gang import Member
 from prefect_tpu.core.host import LogLine, LogRecord
+from prefect_tpu.core.rate import RateLimit
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 NOISE = ("[Gloo] Rank ", "Expected number of connected peer ranks is")
 """What the simulation's collectives print at every start; goes to DEBUG."""
 PROGRESS_LOG_INTERVAL_SECONDS = 5.0
+DROPPED_LOG_INTERVAL_SECONDS = 10.0
+"""Between two words on how many lines were dropped; the last comes when the attempt is over."""
 
 
 @dataclass(slots=True)
 class RunLog:
-    """Forwards lines, records and progress of every host to one logger. Never raises."""
+    """Forwards lines, records and progress of every host to one logger. Never raises.
+
+    Attributes:
+        logger: the task run's.
+        rate: for the lines of all hosts together; each host has a limit of its own before.
+    """
 
     logger: Logger
+    rate: RateLimit
     _last_progress: MutableMapping[int, float] = field(default_factory=dict)
+    _dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _dropped_said_at: float = 0.0
 
     def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None:
         """One line of a host. What a host says after another one failed is noise: DEBUG."""
@@ -33,11 +45,31 @@ class RunLog:
             level, text = logging.INFO, entry.text
         if collateral or any(noise in text for noise in NOISE):
             level = logging.DEBUG
+        if not self.logger.isEnabledFor(level):
+            return
+        if level < logging.WARNING and not self.rate.take(time.monotonic()):
+            self._drop("all hosts", 1, "gang_log_lines_per_second")
+            return
         self.logger.log(level, "[%s] %s", member.label, text)
 
     def dropped(self, member: Member, lines: int) -> None:
-        """Lines that the host wrote faster than they could be taken."""
-        self.logger.warning("[%s] %d lines dropped: it wrote faster than they could be read", member.label, lines)
+        """Lines that did not leave the host."""
+        self._drop(member.label, lines, "host_log_lines_per_second")
+
+    def _drop(self, who: str, lines: int, setting: str) -> None:
+        self._dropped[who, setting] += lines
+        if time.monotonic() - self._dropped_said_at >= DROPPED_LOG_INTERVAL_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Say how many lines were dropped since the last time."""
+        dropped, self._dropped = self._dropped, Counter()
+        for (who, setting), lines in dropped.items():
+            self._dropped_said_at = time.monotonic()
+            self.logger.warning(
+                "[%s] %d log lines dropped: more than %s lets through. Log less, or raise PREFECT_INTEGRATIONS_TPU_%s.",
+                who, lines, setting, setting.upper(),
+            )  # fmt: skip
 
     def progress(self, member: Member, step: int | None, metrics: dict[str, float]) -> None:
         """Progress of process 0, now and then; every host reports much the same."""

@@ -56,6 +56,15 @@ class TpuSettings(PrefectBaseSettings):
     cancel_grace_seconds: float = Field(
         default=5.0, ge=0, description="Between SIGTERM and SIGKILL when a gang is cancelled, in seconds."
     )
+    host_log_lines_per_second: float = Field(
+        default=200.0, gt=0, description="Lines that each host may log for long; the others are counted, per second."
+    )
+    gang_log_lines_per_second: float = Field(
+        default=1_000.0, gt=0, description="Lines that all hosts of a gang together may log for long, per second."
+    )
+    log_burst_seconds: float = Field(
+        default=10.0, gt=0, description="So many seconds' worth of lines may come at once, after a pause, in seconds."
+    )
     infrastructure_backoff_seconds: float = Field(
         default=1.0, ge=0, description="Wait after the first lost host; doubled after each further one, in seconds."
     )

@@ -281,6 +281,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             inline_payload_bytes=settings.inline_payload_bytes,
             timeout_seconds=timeout_seconds,
             checkpoint_dir=f"{str(root).rstrip('/')}/{run_id}",
+            log_lines_per_second=settings.host_log_lines_per_second,
+            log_burst_lines=settings.host_log_lines_per_second * settings.log_burst_seconds,
             log_level=say.getEffectiveLevel(),
         )
 

@@ -39,6 +39,8 @@ class AttemptOptions:
     process0_only: bool
     inline_payload_bytes: int
     checkpoint_dir: str | None
+    log_lines_per_second: float
+    log_burst_lines: float
     log_level: int = logging.INFO
 
 

@@ -174,6 +174,8 @@ class GangAttempt:
             if options.jax_distributed
             else None,
             log_level=options.log_level,
+            log_lines_per_second=options.log_lines_per_second,
+            log_burst_lines=options.log_burst_lines,
         )
 
     def _check_version(self, host: HostState, report: HostReport) -> None:

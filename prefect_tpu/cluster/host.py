@@ -73,6 +73,7 @@ class HostSupervisor:
             ConfigurationError: there is such an attempt already.
         """
         attempt = self._new_attempt(request.attempt_id)
+        attempt.events.limit(request.log_lines_per_second, request.log_burst_lines)
         try:
             zygote = self._zygote(key_of(request.preload, request.user_env), attempt)
             self._wait_ready(zygote)

@@ -58,6 +58,8 @@ class GangPlan:
     inline_payload_bytes: int
     timeout_seconds: float | None
     checkpoint_dir: str | None
+    log_lines_per_second: float
+    log_burst_lines: float
     log_level: int
 
     def resolve(self) -> SliceShape:
@@ -226,6 +228,8 @@ class GangRun:
             process0_only=plan.process0_only,
             inline_payload_bytes=plan.inline_payload_bytes,
             checkpoint_dir=plan.checkpoint_dir,
+            log_lines_per_second=plan.log_lines_per_second,
+            log_burst_lines=plan.log_burst_lines,
             log_level=plan.log_level,
         )
 

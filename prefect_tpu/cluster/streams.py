@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 
 from prefect_tpu.core.host import Event, LogLine, LogRecord, Poll, Progress
+from prefect_tpu.core.rate import RateLimit
 
 MAX_LINE_CHARS = 20_000
 MAX_BUFFERED_LINES = 10_000
@@ -62,10 +64,12 @@ class LineSplitter:
 class EventBuffer:
     """Events of one attempt, each kept until a later poll says that it has arrived.
 
-    Lines beyond the limits are dropped and counted; everything else is kept.
+    Lines beyond the limits are dropped and counted; everything else is kept. Records from WARNING on have a
+    rate limit of their own, so that chatter does not push them out.
     """
 
     def __init__(self) -> None:
+        self._rates: tuple[RateLimit, RateLimit] | None = None
         self._condition = threading.Condition()
         self._events: deque[Event] = deque()
         self._first = 0
@@ -74,18 +78,30 @@ class EventBuffer:
         self._dropped = 0
         self._complete = False
 
+    def limit(self, lines_per_second: float, burst_lines: float) -> None:
+        """How many lines may go to the driver."""
+        with self._condition:
+            self._rates = RateLimit(lines_per_second, burst_lines), RateLimit(lines_per_second, burst_lines)
+
     def add(self, event: Event) -> None:
         """Append an event and wake who polls."""
         with self._condition:
             chars = _chars(event)
             if chars is not None:
-                if self._lines >= MAX_BUFFERED_LINES or self._chars + chars > MAX_BUFFERED_CHARS:
+                full = self._lines >= MAX_BUFFERED_LINES or self._chars + chars > MAX_BUFFERED_CHARS
+                if full or not self._may_pass(event):
                     self._dropped += 1
                     return
                 self._lines += 1
                 self._chars += chars
             self._events.append(event)
             self._condition.notify_all()
+
+    def _may_pass(self, event: Event) -> bool:
+        if self._rates is None:
+            return True
+        important = isinstance(event, LogRecord) and event.level >= logging.WARNING
+        return self._rates[important].take(time.monotonic())
 
     def complete(self, event: Event) -> None:
         """Append the last event."""

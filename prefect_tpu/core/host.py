@@ -31,6 +31,7 @@ class LaunchRequest:
         preload: modules that the zygote imports ahead.
         jax: how to initialize JAX's distributed runtime, or None for not at all.
         log_level: lowest level of `logging` records that travel to the driver.
+        log_lines_per_second, log_burst_lines: how many lines and records travel; the others are counted.
     """
 
     attempt_id: str
@@ -40,6 +41,8 @@ class LaunchRequest:
     preload: tuple[str, ...]
     jax: JaxInit | None
     log_level: int = 20
+    log_lines_per_second: float = float("inf")
+    log_burst_lines: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)

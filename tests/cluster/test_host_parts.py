@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from prefect_tpu.cluster import streams
 from prefect_tpu.cluster.streams import EventBuffer, LineSplitter
 from prefect_tpu.cluster.summary import MAX_SUMMARY_CHARS, summarize
 from prefect_tpu.cluster.zygote_environment import zygote_environment
-from prefect_tpu.core.host import Exited, LogLine, Phase, Progress
+from prefect_tpu.core.host import Exited, LogLine, LogRecord, Phase, Progress
 
 
 def test_environment_is_the_hosts_own_not_rays() -> None:
@@ -93,3 +95,18 @@ def test_summary_is_short_and_never_raises() -> None:
     assert "Bad" in summarize(Bad())
     assert len(summarize("x" * 10_000)) <= MAX_SUMMARY_CHARS
     assert len(summarize(list(range(10_000)))) <= MAX_SUMMARY_CHARS
+
+
+def test_chatter_is_limited_and_does_not_push_out_warnings() -> None:
+    """Lines have one limit, warnings another of the same size; what is over either is counted."""
+    buffer = EventBuffer()
+    buffer.limit(lines_per_second=1e-6, burst_lines=3)
+    for index in range(10):
+        buffer.add(LogLine("stdout", str(index)))
+    for level in (logging.INFO, logging.WARNING, logging.ERROR, logging.ERROR, logging.ERROR):
+        buffer.add(LogRecord(level, "mine", "told"))
+    buffer.complete(Exited(0, None))
+    poll = buffer.poll(0, 0.0)
+    assert [event.text for event in poll.events if isinstance(event, LogLine)] == ["0", "1", "2"]
+    assert [event.level for event in poll.events if isinstance(event, LogRecord)] == [30, 40, 40]
+    assert poll.dropped_lines == 7 + 2
