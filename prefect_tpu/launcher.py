@@ -300,6 +300,8 @@ def _error(report: AttemptReport, timeout_seconds: float | None) -> Exception:
         case Kind.PREEMPTED:
             return SlicePreemptedError(text, verdict)
         case Kind.INFRASTRUCTURE:
+            if any(one.raised is not None for one in report.evidence if one.process_id in verdict.culprits):
+                return HostProcessError(text, verdict)
             return HostLostError(text, verdict)
         case Kind.TIMED_OUT:
             return TaskTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)

@@ -76,6 +76,11 @@ class TpuSettings(PrefectBaseSettings):
         ge=0,
         description="Arguments up to this size go with the call, bigger ones by the object store.",
     )
+    result_window_bytes: int = Field(
+        default=2 * 1024**3,
+        gt=0,
+        description="Results on their way to the driver at the same time, in bytes; a bigger one comes alone.",
+    )
 
 
 def current_settings() -> TpuSettings:

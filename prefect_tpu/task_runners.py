@@ -279,6 +279,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             failure_window_seconds=settings.failure_window_seconds,
             cancel_grace_seconds=self.cancel_grace_seconds,
             inline_payload_bytes=settings.inline_payload_bytes,
+            result_window_bytes=settings.result_window_bytes,
             timeout_seconds=timeout_seconds,
             checkpoint_dir=f"{str(root).rstrip('/')}/{run_id}",
             log_lines_per_second=settings.host_log_lines_per_second,

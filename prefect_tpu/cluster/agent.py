@@ -9,6 +9,7 @@ import numpy
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from prefect_tpu.cluster import object_store
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.host import HostReport, LaunchRequest, Poll
 
@@ -22,7 +23,9 @@ class Agent:
     def __init__(self) -> None:
         self._host = HostSupervisor()
 
-    def prepare(self, preload: tuple[str, ...], user_env: dict[str, str]) -> HostReport:
+    def prepare(self, preload: tuple[str, ...], user_env: dict[str, str], payload_bytes: int) -> HostReport:
+        """Get ready for an attempt whose arguments come through the object store, if `payload_bytes` is not 0."""
+        object_store.require_room(payload_bytes, "arguments")
         return self._host.prepare(preload, user_env)
 
     def free_ports(self, count: int) -> list[int]:
@@ -37,7 +40,9 @@ class Agent:
 
     def result(self, attempt_id: str) -> list[Any]:
         """Arrays of uint8 over the child's own pages: the object store makes the only copy."""
-        return [numpy.frombuffer(view, dtype=numpy.uint8) for view in self._host.result(attempt_id)]
+        views = self._host.result(attempt_id)
+        object_store.require_room(sum(view.nbytes for view in views), "a result")
+        return [numpy.frombuffer(view, dtype=numpy.uint8) for view in views]
 
     def finish(self, attempt_id: str) -> None:
         self._host.finish(attempt_id)

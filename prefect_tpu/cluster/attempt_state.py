@@ -38,6 +38,7 @@ class AttemptOptions:
     timeout_seconds: float | None
     process0_only: bool
     inline_payload_bytes: int
+    result_window_bytes: int
     checkpoint_dir: str | None
     log_lines_per_second: float
     log_burst_lines: float
@@ -62,6 +63,10 @@ class HostState:
     gone: bool = False
     preempted: bool = False
     buffers: list[Any] | None = None
+
+    @property
+    def result_bytes(self) -> int:
+        return self.returned.result_bytes if self.returned is not None else 0
 
     @property
     def failed(self) -> bool:

@@ -144,6 +144,7 @@ class _Attempt:
         except ConfigurationError as error:
             self.stage = "result"
             raise ConfigurationError(f"the result {error}") from error
+        self.stage = "transfer"
         return Returned(payload.write(self.result_file, buffers), summarize(result))
 
     def _raised(self, error: BaseException) -> Raised:

@@ -16,7 +16,8 @@ from prefect_tpu.core.topology import SliceShape
 
 log = logging.getLogger("prefect_tpu.fleet")
 
-DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+DEFAULT_OBJECT_STORE_BYTES = 2 * 1024**3
+"""Taken from shared memory as it is used; what does not fit goes to disk."""
 DEFAULT_START_TIMEOUT_SECONDS = 180.0
 MAX_SLICES = 64
 """Far more raylets than one machine can start; catches a number that was meant for something else."""
@@ -105,6 +106,7 @@ class LocalFleet:
         chips_per_host: None for what hosts of this type have.
         cpus_per_host: CPUs that Ray counts for each host. Gangs do not use them.
         object_store_bytes_per_host: of Ray's object store on each host.
+        object_store_directory: where it lives; None for shared memory, or the disk if that is too small.
         start_timeout_seconds: for starting, restoring and adding hosts.
 
     Raises:
@@ -118,12 +120,17 @@ class LocalFleet:
     chips_per_host: int | None = None
     cpus_per_host: int = 1
     object_store_bytes_per_host: int = DEFAULT_OBJECT_STORE_BYTES
+    object_store_directory: str | None = None
     start_timeout_seconds: float = DEFAULT_START_TIMEOUT_SECONDS
 
     def __post_init__(self) -> None:
         _check_whole("slices", self.slices, 1, MAX_SLICES)
         _check_whole("cpus_per_host", self.cpus_per_host, 0, 1024)
         _check_whole("object_store_bytes_per_host", self.object_store_bytes_per_host, 80 * 1024**2, 1024**4)
+        if self.object_store_directory is not None and not os.path.isdir(self.object_store_directory):
+            raise ConfigurationError(
+                f"LocalFleet(object_store_directory={self.object_store_directory!r}): must be a directory, or None"
+            )
         seconds = self.start_timeout_seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
             raise ConfigurationError(f"LocalFleet(start_timeout_seconds={seconds!r}): must be more than 0")
@@ -311,6 +318,7 @@ def configuration(fleet: LocalFleet) -> dict[str, Any]:
         "shape": asdict(fleet.shape),
         "cpus_per_host": fleet.cpus_per_host,
         "object_store_bytes_per_host": fleet.object_store_bytes_per_host,
+        "object_store_directory": fleet.object_store_directory,
     }
 
 

@@ -34,7 +34,7 @@ class KeeperPlan:
         name: "slice-0/1", or "head".
         directory: for Ray's own files; short, because of the limit for socket names.
         gcs_address: of the head; None makes this the head.
-        cpus, object_store_bytes, resources, labels: what Ray is told.
+        cpus, object_store_bytes, object_store_directory, resources, labels: what Ray is told.
         environment: variables beside those of the supervisor.
     """
 
@@ -43,6 +43,7 @@ class KeeperPlan:
     gcs_address: str | None
     cpus: int
     object_store_bytes: int
+    object_store_directory: str | None
     resources: dict[str, float]
     labels: dict[str, str]
     environment: dict[str, str]
@@ -83,6 +84,7 @@ def _start(plan: KeeperPlan) -> Any:
         resources={"TPU": 0, **plan.resources},
         labels=plan.labels,
         object_store_memory=max(plan.object_store_bytes, MIN_OBJECT_STORE_BYTES),
+        plasma_directory=plan.object_store_directory,
         temp_dir=plan.directory,
         min_worker_port=0,
         max_worker_port=0,

@@ -64,7 +64,7 @@ class Machines:
     """Every host of one fleet, and its head. Used by one thread, the one that forks.
 
     Attributes:
-        shape, cpus_per_host, object_store_bytes: of every host.
+        shape, cpus_per_host, object_store_bytes, object_store_directory: of every host.
         directory: everything of the fleet is in it, and its name marks the fleet's processes.
         selector: told which sockets to watch; each key's data is called when there is something to read.
         janitor: told about every host.
@@ -75,6 +75,7 @@ class Machines:
     shape: SliceShape
     cpus_per_host: int
     object_store_bytes: int
+    object_store_directory: str | None
     directory: str
     selector: selectors.BaseSelector
     janitor: Janitor
@@ -237,6 +238,7 @@ class Machines:
                 gcs_address=None,
                 cpus=0,
                 object_store_bytes=self.object_store_bytes,
+                object_store_directory=self.object_store_directory,
                 resources={},
                 labels={},
                 environment={MARK_VARIABLE: self._mark(host)},
@@ -250,6 +252,7 @@ class Machines:
             gcs_address=self.address,
             cpus=self.cpus_per_host,
             object_store_bytes=self.object_store_bytes,
+            object_store_directory=self.object_store_directory,
             resources=host_resources(*where),
             labels=host_labels(*where),
             environment=host_environment(*where)

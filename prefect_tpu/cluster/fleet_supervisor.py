@@ -225,6 +225,7 @@ def main() -> None:
         shape=SliceShape(**config["shape"]),
         cpus_per_host=config["cpus_per_host"],
         object_store_bytes=config["object_store_bytes_per_host"],
+        object_store_directory=config["object_store_directory"],
         directory=directory,
         selector=selectors.DefaultSelector(),
         janitor=janitor,

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError, RayError, RayTaskError
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import inventory, session
+from prefect_tpu.cluster import inventory, object_store, session
 from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.environment import gang_environment
-from prefect_tpu.core.errors import ConfigurationError, PreloadError
+from prefect_tpu.core.errors import ConfigurationError, PreloadError, TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import (
     Exited,
@@ -117,8 +119,10 @@ class GangAttempt:
     def _launch(self) -> Kind | None:
         """Fork one child on every host. None if all of them are up; the evidence has what went wrong."""
         options = self.options
+        size = sum(memoryview(one).nbytes for one in self.payload)
+        big = size if size > options.inline_payload_bytes else 0
         prepared = self._call_all(
-            lambda host: host.agent.prepare.remote(options.preload, options.user_env),
+            lambda host: host.agent.prepare.remote(options.preload, options.user_env, big),
             options.agent_start_timeout_seconds,
             "did not get ready",
         )
@@ -133,7 +137,11 @@ class GangAttempt:
             return Kind.CANCELLED if self.cancelled() else None
         jax_port, megascale_port = ports
         self._launched_at = time.monotonic()
-        shipped = _ship(self.payload, options.inline_payload_bytes)
+        try:
+            shipped = _ship(self.payload, big)
+        except TransferError as error:
+            self._hosts[0].raised = Raised("transfer", "TransferError", str(error), "")
+            return None
         self.payload = []  # whoever calls may hold large arguments; this need not be a second copy
         for host in self._hosts:
             host.launched = True  # from here on there may be a process, whatever the call says
@@ -283,11 +291,39 @@ class GangAttempt:
     # -- ending
 
     def _gather(self) -> bool:
-        """Fetch the results; False if a host was lost on the way."""
+        """Fetch the results; False if a host was lost on the way, or there is no room for its result here.
+
+        Small ones all at once; of big ones no more are on their way than `result_window_bytes`, or a single
+        one: until it has its own copy the driver's host has each of them twice.
+        """
         wanted = self._hosts[:1] if self.options.process0_only else self._hosts
-        refs = [(host, host.agent.result.remote(self._id)) for host in wanted]
-        for host, ref in refs:
-            host.buffers = self._call(host, ref)
+        waiting, coming = deque(wanted), dict[Any, HostState]()
+        while (waiting or coming) and not any(host.failed for host in wanted):
+            while waiting:
+                size = waiting[0].result_bytes
+                if (
+                    coming
+                    and size + sum(host.result_bytes for host in coming.values()) > self.options.result_window_bytes
+                ):
+                    break
+                host = waiting.popleft()
+                try:
+                    object_store.require_room(size, "a result")
+                except TransferError as error:
+                    host.raised = Raised("transfer", "TransferError", str(error), "")
+                    break
+                coming[host.agent.result.remote(self._id)] = host
+            ready, _ = ray.wait(list(coming), num_returns=1, timeout=WAIT_SECONDS) if coming else ([], [])
+            for ref in ready:
+                host = coming.pop(ref)
+                buffers = self._call(host, ref)
+                try:
+                    # Out of the object store, which is free again then, into memory that can be written to.
+                    host.buffers = None if buffers is None else [bytearray(one) for one in buffers]
+                except MemoryError as error:
+                    host.raised = Raised("transfer", "MemoryError", f"no memory for it in the driver {error}", "")
+            if self.cancelled() or self._disconnected():
+                break
         return all(host.buffers is not None for host in wanted)
 
     def _stop(self, outcome: Kind | None) -> None:
@@ -360,7 +396,9 @@ class GangAttempt:
             return ray.get(ref)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, ConfigurationError):
+            if isinstance(cause, TransferError | MemoryError) or _is_full(cause):
+                host.raised = host.raised or Raised("transfer", type(cause).__name__, str(cause), str(error))
+            elif isinstance(cause, ConfigurationError):
                 host.raised = host.raised or Raised(
                     stage="preload" if isinstance(cause, PreloadError) else "environment",
                     type_name=type(cause).__name__,
@@ -384,8 +422,16 @@ class GangAttempt:
         return None
 
 
-def _ship(payload: list[Any], inline_bytes: int) -> Any:
+def _ship(payload: list[Any], big_bytes: int) -> Any:
     """Small payloads go with the call, big ones once through the object store, out of band."""
-    if sum(memoryview(one).nbytes for one in payload) <= inline_bytes:
+    if not big_bytes:
         return [bytes(one) for one in payload]
-    return ray.put([np.frombuffer(one, dtype=np.uint8) for one in payload])
+    object_store.require_room(big_bytes, "arguments")
+    try:
+        return ray.put([np.frombuffer(one, dtype=np.uint8) for one in payload])
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise TransferError(f"Ray's object store takes no arguments of {big_bytes / 1e9:.2f} GB: {error}") from error
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)

@@ -56,6 +56,7 @@ class GangPlan:
     failure_window_seconds: float
     cancel_grace_seconds: float
     inline_payload_bytes: int
+    result_window_bytes: int
     timeout_seconds: float | None
     checkpoint_dir: str | None
     log_lines_per_second: float
@@ -227,6 +228,7 @@ class GangRun:
             timeout_seconds=plan.timeout_seconds,
             process0_only=plan.process0_only,
             inline_payload_bytes=plan.inline_payload_bytes,
+            result_window_bytes=plan.result_window_bytes,
             checkpoint_dir=plan.checkpoint_dir,
             log_lines_per_second=plan.log_lines_per_second,
             log_burst_lines=plan.log_burst_lines,
@@ -243,7 +245,7 @@ def _results(end: AttemptEnd) -> tuple[list[Any], tuple[HostEvidence, ...]]:
             if buffers is None:
                 continue
             try:
-                results.append(pickling.loads(buffers))
+                results.append(pickling.loads(buffers, copy=False))
             except Exception as error:  # noqa: BLE001 - whatever the user's classes do when they are rebuilt here
                 text = f"its result cannot be rebuilt in the driver: {error}"
                 raised = Raised("result", type(error).__name__, text, traceback.format_exc())

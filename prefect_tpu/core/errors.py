@@ -36,6 +36,10 @@ class SliceUnavailableError(TpuError):
     """Not enough free, intact slices before `lease_timeout_seconds`."""
 
 
+class TransferError(TpuError):
+    """Arguments or a result could not be moved between the driver and a host: no room for them."""
+
+
 class AttemptError(TpuError):
     """One attempt of a gang failed; `verdict` says why, and what it was charged to."""
 

@@ -113,6 +113,17 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
     own = [one for one in in_function if not one.raised_by_peer_loss]
     if own:
         return _user_error(hosts, own)
+    moving = [one for one in hosts if one.raised is not None and one.raised.stage == "transfer"]
+    if moving:
+        raised = moving[0].raised
+        assert raised is not None
+        return _verdict(
+            Kind.INFRASTRUCTURE,
+            hosts,
+            moving,
+            f"arguments or result of {moving[0].label} could not be moved: {raised.message}",
+            "make room; the next attempt starts afresh",
+        )
     crashed = [one for one in hosts if one.crashed]
     roots = [one for one in crashed if one.signal != signal.SIGABRT] or crashed
     if roots:
