@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prefect_tpu.core.errors import TopologyError as TopologyError
     from prefect_tpu.core.errors import TpuError as TpuError
     from prefect_tpu.task_runners import TpuMultisliceRunner as TpuMultisliceRunner
+    from prefect_tpu.tasks import materialize as materialize
     from prefect_tpu.tasks import task as task
 
 _ERRORS = (
@@ -51,12 +52,13 @@ _ERRORS = (
 )
 _HOME = {
     "task": "prefect_tpu.tasks",
+    "materialize": "prefect_tpu.tasks",
     "TpuMultisliceRunner": "prefect_tpu.task_runners",
     "LocalFleet": "prefect_tpu.cluster.fleet",
     "RayFleet": "prefect_tpu.cluster.fleet",
 } | dict.fromkeys(_ERRORS, "prefect_tpu.core.errors")
 
-__all__ = ["LocalFleet", "RayFleet", "TpuMultisliceRunner", "__version__", "runtime", "task", *_ERRORS]
+__all__ = ["LocalFleet", "RayFleet", "TpuMultisliceRunner", "__version__", "materialize", "runtime", "task", *_ERRORS]
 
 
 def __getattr__(name: str) -> Any:

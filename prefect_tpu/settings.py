@@ -56,6 +56,19 @@ class TpuSettings(PrefectBaseSettings):
     cancel_grace_seconds: float = Field(
         default=5.0, ge=0, description="Between SIGTERM and SIGKILL when a gang is cancelled, in seconds."
     )
+    device_wait_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long whoever holds a host's accelerator has to let go before a launch fails, in seconds.",
+    )
+    device_globs: list[str] = Field(
+        default=["/dev/accel[0-9]*", "/dev/vfio/[0-9]*"],
+        description="Device files of the accelerator, as JSON list of patterns; an empty list: they are not looked at.",
+    )
+    libtpu_lock_file: str = Field(
+        default="/tmp/libtpu_lockfile",  # noqa: S108 - where libtpu puts it
+        description="The file by which libtpu keeps others from the chips.",
+    )
     host_log_lines_per_second: float = Field(
         default=200.0, gt=0, description="Lines that each host may log for long; the others are counted, per second."
     )

@@ -20,6 +20,7 @@ from typing_extensions import TypeVar, Unpack
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.run import GangPlan
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.host import DeviceCheck
 from prefect_tpu.core.retry import Limits
 from prefect_tpu.runner_options import RunnerOptions, check_options
 from prefect_tpu.settings import current_settings
@@ -52,16 +53,23 @@ Shape = TypeVar("Shape", default=Flat)
 
 
 class GangFuture(PrefectConcurrentFuture[Any]):
-    """A future of a gang's task run. Unlike Prefect's own it pickles: it waits, and takes its state along."""
+    """A future of a gang's task run. Unlike Prefect's own it pickles: it waits, and takes its end along."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self.wait()
-        return _finished_future, (self.task_run_id, self.state)
+        concurrent.futures.wait([self.wrapped_future])
+        try:
+            state, error = self.wrapped_future.result(), None
+        except BaseException as crash:  # noqa: BLE001 - what a crashed task run has in place of a state
+            state, error = None, crash
+        return _finished_future, (self.task_run_id, state, error)
 
 
-def _finished_future(task_run_id: UUID, state: State[Any]) -> GangFuture:
+def _finished_future(task_run_id: UUID, state: State[Any] | None, error: BaseException | None) -> GangFuture:
     done: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    done.set_result(state)
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(state)
     return GangFuture(task_run_id, done)
 
 
@@ -282,6 +290,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             result_window_bytes=settings.result_window_bytes,
             timeout_seconds=timeout_seconds,
             checkpoint_dir=f"{str(root).rstrip('/')}/{run_id}",
+            devices=DeviceCheck(tuple(settings.device_globs), settings.libtpu_lock_file, settings.device_wait_seconds),
             log_lines_per_second=settings.host_log_lines_per_second,
             log_burst_lines=settings.host_log_lines_per_second * settings.log_burst_seconds,
             log_level=say.getEffectiveLevel(),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 import prefect
+from prefect.assets import Asset
+from prefect.assets import materialize as prefect_materialize
 from prefect.context import FlowRunContext
 from prefect.tasks import MaterializingTask, Task, TaskOptions
 from prefect.utilities.callables import get_call_parameters
@@ -85,14 +87,19 @@ class GangTask(Task[P, R]):
 
     def with_options(self, *, task_runner: RunnerOrClass | None = None, **options: Any) -> GangTask[P, R]:
         """As `prefect.Task.with_options`; the task runner is kept unless another is given."""
-        known = {name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn")}
+        plain = self._plain()
+        known = {*inspect.signature(Task.__init__).parameters, *inspect.signature(plain.with_options).parameters}
+        known -= {"self", "fn", "task_kwargs"}
         unknown = sorted(set(options) - known)
         if unknown:
             raise TypeError(f"with_options() got unknown options {unknown}; known: {sorted(known)}")
-        plain = Task(fn=self.body, **self._options())
         merged = plain.with_options(**options)
         gang = GangTask.adopt(merged, runner_for(task_runner) if task_runner is not None else self.task_runner)
         return cast("GangTask[P, R]", gang)
+
+    def _plain(self) -> Task[..., Any]:
+        """The same task without a gang."""
+        return Task(fn=self.body, **self._options())
 
     def _options(self) -> dict[str, Any]:
         names = (name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn"))
@@ -162,7 +169,12 @@ class GangTask(Task[P, R]):
 
 
 class MaterializingGangTask(GangTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]
-    """A `@materialize` task in a flow whose task runner is a TpuMultisliceRunner."""
+    """A gang that materializes assets: once for the gang, not once for each host."""
+
+    def _plain(self) -> Task[..., Any]:
+        return MaterializingTask(
+            fn=self.body, assets=self.assets, materialized_by=self.materialized_by, **self._options()
+        )
 
 
 async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], launch: GangLaunch) -> Any:
@@ -250,3 +262,62 @@ def task(fn: Callable[..., Any] | None = None, /, *, task_runner: RunnerOrClass 
         return GangTask(function, task_runner=runner, **options)
 
     return decorate(fn) if fn is not None else decorate
+
+
+@overload
+def materialize(
+    *assets: str | Asset, by: str | None = None, task_runner: None = None, **options: Unpack[TaskOptions]
+) -> Callable[[Callable[P, R]], MaterializingTask[P, R]]: ...
+@overload
+def materialize(
+    *assets: str | Asset,
+    by: str | None = None,
+    task_runner: TpuMultisliceRunner[Flat] | type[TpuMultisliceRunner[Any]],
+    **options: Unpack[TaskOptions],
+) -> FlatDecorator: ...
+@overload
+def materialize(
+    *assets: str | Asset,
+    by: str | None = None,
+    task_runner: TpuMultisliceRunner[Nested],
+    **options: Unpack[TaskOptions],
+) -> NestedDecorator: ...
+@overload
+def materialize(
+    *assets: str | Asset,
+    by: str | None = None,
+    task_runner: TpuMultisliceRunner[Process0],
+    **options: Unpack[TaskOptions],
+) -> Process0Decorator: ...
+
+
+def materialize(
+    *assets: str | Asset, by: str | None = None, task_runner: RunnerOrClass | None = None, **options: Any
+) -> Any:
+    """Prefect's `materialize`, with `task_runner=` for functions that run on every host of TPU slices.
+
+    Without `task_runner` it is exactly `prefect.assets.materialize`. A gang materializes its assets once,
+    when all of its hosts have returned.
+
+    Args:
+        *assets: what the task makes, at least one.
+        by: the tool that does it, shown in the lineage.
+        task_runner: a TpuMultisliceRunner, or the class itself for its defaults.
+        **options: every argument of `prefect.task`.
+
+    Returns:
+        A decorator; results have the same shapes as those of `prefect_tpu.task`.
+
+    Raises:
+        TypeError: no asset.
+        ConfigurationError: a generator function, or a `task_runner` that is not a TpuMultisliceRunner.
+    """
+    plain = prefect_materialize(*assets, by=by, **options)
+    if task_runner is None:
+        return plain
+    runner = runner_for(task_runner)
+
+    def decorate(fn: Callable[..., Any]) -> GangTask[..., Any]:
+        return GangTask.adopt(plain(fn), runner)
+
+    return decorate

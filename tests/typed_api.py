@@ -6,9 +6,9 @@ from collections.abc import Coroutine
 from typing import Any, assert_type
 
 from prefect.futures import PrefectFuture
-from prefect.tasks import Task
+from prefect.tasks import MaterializingTask, Task
 
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
+from prefect_tpu import LocalFleet, TpuMultisliceRunner, materialize, task
 from prefect_tpu.tasks import GangTask
 
 
@@ -42,6 +42,26 @@ async def flat_async(steps: int) -> float:
     return float(steps)
 
 
+@materialize("s3://bucket/model", by="jax", task_runner=TpuMultisliceRunner(num_slices=2), retries=3)
+def model(steps: int) -> float:
+    return float(steps)
+
+
+@materialize("s3://bucket/model", task_runner=TpuMultisliceRunner(flatten=False))
+def nested_model(steps: int) -> float:
+    return float(steps)
+
+
+@materialize("s3://bucket/model", task_runner=TpuMultisliceRunner(returns="process0"))
+def first_model(steps: int) -> float:
+    return float(steps)
+
+
+@materialize("s3://bucket/model", name="plain")
+def plain_model(steps: int) -> float:
+    return float(steps)
+
+
 @task
 def plain(steps: int) -> int:
     return steps
@@ -68,5 +88,11 @@ def check() -> None:
     assert_type(future.result(), list[float])
     changed: GangTask[..., list[float]] = flat.with_options(retries=1)
     changed(1)
+    assert_type(model(1), list[float])
+    assert_type(nested_model(1), list[list[float]])
+    assert_type(first_model(1), float)
+    prefects: MaterializingTask[[int], float] = plain_model
+    assert_type(prefects(1), float)
+    model("x")  # type: ignore[call-overload]
     flat("x")  # type: ignore[call-overload]
     TpuMultisliceRunner(slices=2)  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Member
-from prefect_tpu.core.host import Exited, LogLine, LogRecord, Raised, Returned
+from prefect_tpu.core.host import DeviceCheck, Exited, LogLine, LogRecord, Raised, Returned
 from prefect_tpu.core.verdict import Kind
 
 
@@ -40,6 +40,7 @@ class AttemptOptions:
     inline_payload_bytes: int
     result_window_bytes: int
     checkpoint_dir: str | None
+    devices: DeviceCheck
     log_lines_per_second: float
     log_burst_lines: float
     log_level: int = logging.INFO

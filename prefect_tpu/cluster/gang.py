@@ -19,7 +19,7 @@ from prefect_tpu.cluster import inventory, object_store, session
 from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.environment import gang_environment
-from prefect_tpu.core.errors import ConfigurationError, PreloadError, TransferError
+from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import (
     Exited,
@@ -145,6 +145,7 @@ class GangAttempt:
         self.payload = []  # whoever calls may hold large arguments; this need not be a second copy
         for host in self._hosts:
             host.launched = True  # from here on there may be a process, whatever the call says
+            self._poll(host)
         self._call_all(
             lambda host: host.agent.launch.remote(self._request(host.member, jax_port, megascale_port), shipped),
             options.agent_start_timeout_seconds,
@@ -181,6 +182,7 @@ class GangAttempt:
             )
             if options.jax_distributed
             else None,
+            devices=options.devices,
             log_level=options.log_level,
             log_lines_per_second=options.log_lines_per_second,
             log_burst_lines=options.log_burst_lines,
@@ -204,8 +206,6 @@ class GangAttempt:
         deadline = self._launched_at + options.timeout_seconds if options.timeout_seconds else None
         launch_deadline = self._launched_at + options.launch_timeout_seconds
         window_ends: float | None = None
-        for host in self._hosts:
-            self._poll(host)
         while True:
             if all(host.returned is not None for host in self._hosts):
                 self.attempt = self.attempt.stop(Kind.SUCCEEDED)
@@ -363,6 +363,11 @@ class GangAttempt:
             lost[node_id].gone = True
 
     @property
+    def busy(self) -> list[Member]:
+        """Hosts whose accelerator somebody else has."""
+        return [host.member for host in self._hosts if host.raised is not None and host.raised.stage == "device"]
+
+    @property
     def unresponsive(self) -> list[Member]:
         """Hosts whose agent must not be used again."""
         return [host.member for host in self._hosts if host.lost is not None]
@@ -377,6 +382,8 @@ class GangAttempt:
         waiting = list(refs)
         while waiting and time.monotonic() < deadline and not self.cancelled():
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=WAIT_SECONDS)
+            if not ready and self._polls:
+                self._step(0)
             for ref in ready:
                 host = refs[ref]
                 answer = self._call(host, ref)
@@ -396,7 +403,9 @@ class GangAttempt:
             return ray.get(ref)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, TransferError | MemoryError) or _is_full(cause):
+            if isinstance(cause, DeviceBusyError):
+                host.raised = host.raised or Raised("device", type(cause).__name__, str(cause), str(error))
+            elif isinstance(cause, TransferError | MemoryError) or _is_full(cause):
                 host.raised = host.raised or Raised("transfer", type(cause).__name__, str(cause), str(error))
             elif isinstance(cause, ConfigurationError):
                 host.raised = host.raised or Raised(

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -15,12 +16,12 @@ from functools import partial
 from typing import Any
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import channel, payload, ports
+from prefect_tpu.cluster import channel, devices, payload, ports
 from prefect_tpu.cluster.host_attempt import EXIT_GRACE_SECONDS, HostAttempt
 from prefect_tpu.cluster.reactor import Reactor
 from prefect_tpu.cluster.zygote_process import Key, Zygote, key_of
-from prefect_tpu.core.errors import ConfigurationError, HostProcessError
-from prefect_tpu.core.host import HostReport, LaunchRequest, Poll
+from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError
+from prefect_tpu.core.host import HostReport, LaunchRequest, LogRecord, Poll
 
 log = logging.getLogger("prefect_tpu.host")
 
@@ -70,6 +71,7 @@ class HostSupervisor:
 
         Raises:
             PreloadError, HostProcessError: as `prepare`; or the process could not be forked.
+            DeviceBusyError: somebody else has the accelerator and does not let go.
             ConfigurationError: there is such an attempt already.
         """
         attempt = self._new_attempt(request.attempt_id)
@@ -77,6 +79,7 @@ class HostSupervisor:
         try:
             zygote = self._zygote(key_of(request.preload, request.user_env), attempt)
             self._wait_ready(zygote)
+            self._wait_for_devices(attempt, request)
             self._fork(attempt, zygote, request, buffers)
         except BaseException:
             self._reactor.call(partial(self._end_attempt, attempt, None, None))
@@ -213,6 +216,23 @@ class HostSupervisor:
                     del self._zygotes[zygote.key]
             zygote.end()
             raise
+
+    def _wait_for_devices(self, attempt: HostAttempt, request: LaunchRequest) -> None:
+        check = request.devices
+        if check is None or not devices.uses_accelerator(
+            request.user_env.get(devices.PLATFORMS, os.environ.get(devices.PLATFORMS))
+        ):
+            return
+
+        def say(text: str) -> None:
+            attempt.events.add(LogRecord(logging.INFO, log.name, text))
+
+        reason = devices.wait_until_free(check, attempt.over.wait, time.monotonic, say)
+        if reason:
+            raise DeviceBusyError(
+                f"the accelerator of host {socket.gethostname()} is not free after {check.wait_seconds:g} s "
+                f"(device_wait_seconds): {reason}. prefect_tpu ends no process and removes no file that is not its own"
+            )
 
     def _fork(self, attempt: HostAttempt, zygote: Zygote, request: LaunchRequest, buffers: Sequence[Any]) -> None:
         with self._lock:

@@ -21,7 +21,7 @@ from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
-from prefect_tpu.core.host import Raised
+from prefect_tpu.core.host import DeviceCheck, Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
@@ -59,6 +59,7 @@ class GangPlan:
     result_window_bytes: int
     timeout_seconds: float | None
     checkpoint_dir: str | None
+    devices: DeviceCheck
     log_lines_per_second: float
     log_burst_lines: float
     log_level: int
@@ -189,8 +190,9 @@ class GangRun:
             AGENTS.give_back(hosts)
             for member in one.unresponsive:
                 AGENTS.drop(member.host)
+            for member in [*one.unresponsive, *one.busy]:
                 QUEUE.suspect(member.slice_name)
-            if one.unresponsive:
+            if one.unresponsive or one.busy:
                 self.release()  # a lost slice's group would wait for it for ever
         results, evidence = _results(end)
         verdict = _verdict(end.outcome, evidence)
@@ -230,6 +232,7 @@ class GangRun:
             inline_payload_bytes=plan.inline_payload_bytes,
             result_window_bytes=plan.result_window_bytes,
             checkpoint_dir=plan.checkpoint_dir,
+            devices=plan.devices,
             log_lines_per_second=plan.log_lines_per_second,
             log_burst_lines=plan.log_burst_lines,
             log_level=plan.log_level,

@@ -1,5 +1,7 @@
 """Makes Prefect's `get_run_logger()` work on a host, where there is no Prefect engine and no API.
 
+What needs the API (tasks, flows, artifacts, variables, blocks) is refused in clear words: see `_NoApi`.
+
 Prefect is imported only if the function imports it; this module sees that and enters a task-run context.
 Log records then go the way of all others; the API's log handler is off (see zygote_environment.py).
 """
@@ -13,8 +15,10 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID, uuid4
+
+from prefect_tpu.core.errors import ConfigurationError
 
 
 def install(run_id: str) -> None:
@@ -30,8 +34,9 @@ def _enter(run_id: str) -> None:
         # Only here, and only if the function has Prefect imported: hosts may not even have it.
         import prefect.main  # noqa: F401 - completes the models of prefect.context
         from prefect.client.schemas.objects import TaskRun
-        from prefect.context import TaskRunContext
+        from prefect.context import AsyncClientContext, SyncClientContext, TaskRunContext
         from prefect.results import ResultStore
+        from prefect.settings import get_current_settings
         from prefect.tasks import Task
 
         TaskRunContext.model_construct(  # not validated: there is no API, so no client
@@ -41,6 +46,9 @@ def _enter(run_id: str) -> None:
             parameters={},
             result_store=ResultStore(),
         ).__enter__()
+        if get_current_settings().api.url is None:  # else the user gave this host one
+            for clients in (SyncClientContext, AsyncClientContext):
+                clients.__var__.set(_NoApi())  # type: ignore[arg-type]
     except Exception:
         logging.getLogger("prefect_tpu").warning("get_run_logger() will not work on this host", exc_info=True)
 
@@ -54,6 +62,23 @@ def _uuid(text: str) -> UUID:
 
 def _nothing() -> None:
     return None
+
+
+class _NoApi:
+    """In the place where Prefect keeps its API clients: refuses to be looked at."""
+
+    def __bool__(self) -> NoReturn:
+        self._refuse()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise ConfigurationError(
+            "Prefect's API was needed on a host of a gang (a Prefect task or flow was called there, or an artifact, "
+            "variable or block used). Hosts have no Prefect API: do this in the flow, before or after the gang, and "
+            "pass values as parameters and results. A task's plain function can be called on a host: its `.fn(...)`."
+        )
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 import ray
 from ray._private import auto_init_hook, services
@@ -272,10 +274,22 @@ def _refuse_ray_client(address: str) -> None:
 
 def _refuse_inside_ray_worker() -> None:
     if global_worker.connected and global_worker.mode == WORKER_MODE:
-        raise ConfigurationError(
-            "A gang was started inside a Ray worker process (by a RayTaskRunner, or in a Ray task or actor). "
-            "Start it from the flow: gangs are reached from the process that the Prefect engine runs in."
-        )
+        _refuse_inside("a Ray worker process (by a RayTaskRunner, or in a Ray task or actor)")
+    # Never imported here: who runs in a Dask worker has it.
+    get_dask_worker = getattr(sys.modules.get("distributed.worker"), "get_worker", None)
+    if get_dask_worker is not None:
+        try:
+            get_dask_worker()
+        except ValueError:
+            return
+        _refuse_inside("a Dask worker (by a DaskTaskRunner, or in a Dask task)")
+
+
+def _refuse_inside(where: str) -> NoReturn:
+    raise ConfigurationError(
+        f"A gang was started inside {where}. Start it from the flow: gangs are reached from the process that the "
+        "Prefect engine runs in, and a gang task's .submit() needs no thread of the flow's own task runner."
+    )
 
 
 def _same(asked: str, current: str) -> bool:

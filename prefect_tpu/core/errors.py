@@ -63,6 +63,10 @@ class HostProcessError(AttemptError):
     """A host process ended without a result: killed, crashed, or could not start."""
 
 
+class DeviceBusyError(HostProcessError):
+    """Another process has the accelerator of a host, and did not let go in time."""
+
+
 class HangError(AttemptError):
     """No heartbeat or no progress for too long."""
 

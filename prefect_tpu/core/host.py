@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["environment", "preload", "jax", "transfer", "unpickle", "function", "result"]
+Stage = Literal["environment", "preload", "device", "jax", "transfer", "unpickle", "function", "result"]
 """Where on the host something was raised. Only "function" is the user's own code running."""
 
 
@@ -20,6 +20,21 @@ class JaxInit:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceCheck:
+    """What must be held by nobody before a process is forked that may use the accelerator.
+
+    Attributes:
+        device_globs: patterns of the accelerator's device files.
+        lock_file: libtpu's.
+        wait_seconds: how long whoever holds one of them has to let go.
+    """
+
+    device_globs: tuple[str, ...]
+    lock_file: str
+    wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchRequest:
     """Everything a host needs, beside function and arguments, to run one attempt.
 
@@ -30,6 +45,7 @@ class LaunchRequest:
         user_env: the user's variables; a zygote is started with them, so import-time ones work.
         preload: modules that the zygote imports ahead.
         jax: how to initialize JAX's distributed runtime, or None for not at all.
+        devices: looked at before the fork; None for not at all.
         log_level: lowest level of `logging` records that travel to the driver.
         log_lines_per_second, log_burst_lines: how many lines and records travel; the others are counted.
     """
@@ -40,6 +56,7 @@ class LaunchRequest:
     user_env: dict[str, str]
     preload: tuple[str, ...]
     jax: JaxInit | None
+    devices: DeviceCheck | None = None
     log_level: int = 20
     log_lines_per_second: float = float("inf")
     log_burst_lines: float = float("inf")

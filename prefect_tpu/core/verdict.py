@@ -113,17 +113,14 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
     own = [one for one in in_function if not one.raised_by_peer_loss]
     if own:
         return _user_error(hosts, own)
-    moving = [one for one in hosts if one.raised is not None and one.raised.stage == "transfer"]
-    if moving:
-        raised = moving[0].raised
-        assert raised is not None
-        return _verdict(
-            Kind.INFRASTRUCTURE,
-            hosts,
-            moving,
-            f"arguments or result of {moving[0].label} could not be moved: {raised.message}",
-            "make room; the next attempt starts afresh",
-        )
+    for stage, what, resolution in _OBSTACLES:
+        stopped = [one for one in hosts if one.raised is not None and one.raised.stage == stage]
+        if stopped:
+            raised = stopped[0].raised
+            assert raised is not None
+            return _verdict(
+                Kind.INFRASTRUCTURE, hosts, stopped, f"{what.format(stopped[0].label)}: {raised.message}", resolution
+            )
     crashed = [one for one in hosts if one.crashed]
     roots = [one for one in crashed if one.signal != signal.SIGABRT] or crashed
     if roots:
@@ -152,6 +149,12 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
         "look at the host's own logs; the next attempt starts afresh",
     )
 
+
+_OBSTACLES = (
+    ("device", "{} could not start", "end that process, or let the next attempt take another slice"),
+    ("transfer", "arguments or result of {} could not be moved", "make room; the next attempt starts afresh"),
+)
+"""Stages at which a host is in the way, not the function: what to say, what to do."""
 
 _CRASH_RESOLUTION = "look at the last lines that it wrote, above; exit by SIGKILL usually means out of memory"
 
