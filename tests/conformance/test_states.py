@@ -34,7 +34,6 @@ class OwnInterruption(BaseException):
 
 
 @by_runner
-@by_runner
 @pytest.mark.parametrize("is_async", [False, True])
 def test_errors_come_back_as_themselves(side: Side, client: SyncPrefectClient, is_async: bool) -> None:
     """Type, arguments, attributes; the run is Failed, with Prefect's own message."""

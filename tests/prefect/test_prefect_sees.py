@@ -250,7 +250,7 @@ def test_gangs_wait_in_order_and_say_so(fleet: LocalFleet, client: SyncPrefectCl
         if runtime.current().process_id == 0:
             with pathlib.Path(folder, "order").open("a") as file:
                 file.write(f"{number} ")
-            time.sleep(0.5)
+            time.sleep(1.5)
 
     @flow
     def three() -> None:
