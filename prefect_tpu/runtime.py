@@ -12,20 +12,21 @@ Neither Prefect nor Ray is imported here.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from prefect_tpu.core.errors import ConfigurationError, NotInGangError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-__all__ = ["Cancelled", "Context", "current", "mesh", "report"]
+__all__ = ["Cancelled", "Context", "Left", "current", "leave", "mesh", "on_drain", "report"]
 
 REPORT_INTERVAL_SECONDS = 0.5
 """`report` sends at most this often; the newest values are never lost, they go with the next sending."""
@@ -37,11 +38,17 @@ class Cancelled(BaseException):
     """Raised inside the function when its gang is cancelled. `finally:` blocks run within the grace period."""
 
 
+class Left(BaseException):
+    """What `leave` raises."""
+
+
 @dataclass(slots=True, eq=False)
 class _Drain:
     deadline_unix_seconds: float | None = None
     reason: str = ""
     noticed: bool = False
+    callbacks: list[Callable[[], object]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,40 @@ def report(step: int | None = None, **metrics: Any) -> None:
         if not hasattr(value, "__float__"):
             raise ConfigurationError(f"metric {name!r} must be a number, got {type(value).__name__}")
     _process.reporter.report(step, metrics)
+
+
+def on_drain(callback: Callable[[], object]) -> None:
+    """Have `callback()` called once, on a thread of its own, when a host of the gang is about to be taken away.
+
+    At once if that is known already. What it raises is logged. JAX must not be called in it while the function
+    uses JAX: set something that the training loop looks at.
+
+    Raises:
+        NotInGangError: outside a gang.
+    """
+    drain = current()._drain
+    with drain.lock:
+        if not drain.noticed:
+            drain.callbacks.append(callback)
+            return
+    _call_back([callback])
+
+
+def leave() -> NoReturn:
+    """End this attempt because a host is about to be taken away, once everything is saved.
+
+    The attempt counts as preempted, which is not charged to the task's `retries`; the next one goes on from the
+    checkpoint. All hosts should leave at the same step: `jax.experimental.multihost_utils.
+    reached_preemption_sync_point(step)` says on all of them at which one. Without a notice it is an error.
+
+    Raises:
+        NotInGangError: outside a gang.
+        Left: always; do not catch it.
+    """
+    current()
+    assert _process is not None
+    _process.reporter.flush()
+    raise Left("left, as a host of the gang is about to be taken away")
 
 
 def mesh(axis_names: Sequence[str], ici_shape: Sequence[int], dcn_shape: Sequence[int] | None = None) -> Mesh:
@@ -266,6 +307,25 @@ def _notice(deadline_unix_seconds: float | None, reason: str) -> None:
     if _process is None:
         return
     drain = _process.context._drain
+    with drain.lock:
+        callbacks, drain.callbacks = drain.callbacks, []
+        _take_notice(drain, deadline_unix_seconds, reason)
+    _call_back(callbacks)
+
+
+def _call_back(callbacks: Sequence[Callable[[], object]]) -> None:
+    def work() -> None:
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                logging.getLogger("prefect_tpu").exception("a callback of runtime.on_drain failed")
+
+    if callbacks:
+        threading.Thread(target=work, name="prefect-tpu-drain", daemon=True).start()
+
+
+def _take_notice(drain: _Drain, deadline_unix_seconds: float | None, reason: str) -> None:
     known = [one for one in (drain.deadline_unix_seconds, deadline_unix_seconds) if one is not None]
     drain.deadline_unix_seconds = min(known, default=None)
     drain.reason = drain.reason or reason

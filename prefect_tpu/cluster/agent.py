@@ -22,11 +22,17 @@ class Agent:
 
     def __init__(self) -> None:
         self._host = HostSupervisor()
+        self._heart = Heart(ray.util.get_node_ip_address())
+        self._notice: Notice | None = None
+        self._metadata = MetadataWatcher(os.environ.get(METADATA_URL_VARIABLE, DEFAULT_URL), self._take_notice)
+
+    def _take_notice(self, notice: Notice) -> None:
+        self._notice = notice
 
     def prepare(self, preload: tuple[str, ...], user_env: dict[str, str], payload_bytes: int) -> HostReport:
         """Get ready for an attempt whose arguments come through the object store, if `payload_bytes` is not 0."""
         object_store.require_room(payload_bytes, "arguments")
-        return self._host.prepare(preload, user_env)
+        return replace(self._host.prepare(preload, user_env), lifeline_port=self._heart.port)
 
     def free_ports(self, count: int) -> list[int]:
         return self._host.free_ports(count)
@@ -36,7 +42,7 @@ class Agent:
         return self._host.launch(request, buffers)
 
     def poll(self, attempt_id: str, after: int, timeout_seconds: float) -> Poll:
-        return self._host.poll(attempt_id, after, timeout_seconds)
+        return replace(self._host.poll(attempt_id, after, timeout_seconds), notice=self._notice)
 
     def result(self, attempt_id: str) -> list[Any]:
         """Arrays of uint8 over the child's own pages: the object store makes the only copy."""
@@ -47,8 +53,13 @@ class Agent:
     def finish(self, attempt_id: str) -> None:
         self._host.finish(attempt_id)
 
-    def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, reason: str) -> None:
-        self._host.notify_drain(attempt_id, deadline_unix_seconds, reason)
+    def notify_drain(
+        self, attempt_id: str, deadline_unix_seconds: float | None, reason: str, tell_jax: bool
+    ) -> None:
+        self._host.notify_drain(attempt_id, deadline_unix_seconds, reason, tell_jax)
+
+    def stacks(self, attempt_id: str) -> str:
+        return self._host.stacks(attempt_id)
 
     def stop(self, attempt_id: str, grace_seconds: float) -> None:
         self._host.stop(attempt_id, grace_seconds)

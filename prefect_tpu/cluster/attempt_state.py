@@ -43,6 +43,10 @@ class AttemptOptions:
     devices: DeviceCheck
     log_lines_per_second: float
     log_burst_lines: float
+    clear_failure_window_seconds: float
+    heartbeat_timeout_seconds: float
+    hang_timeout_seconds: float | None
+    hang_compile_grace_seconds: float
     log_level: int = logging.INFO
 
 
@@ -63,6 +67,10 @@ class HostState:
     lost: str | None = None
     gone: bool = False
     preempted: bool = False
+    notice: str = ""
+    hung: bool = False
+    step: int | None = None
+    progressed_at: float | None = None
     buffers: list[Any] | None = None
 
     @property
@@ -74,6 +82,19 @@ class HostState:
         if self.raised is not None or self.lost is not None:
             return True
         return self.exited is not None and self.returned is None
+
+    @property
+    def failed_clearly(self) -> bool:
+        """In a way that is no consequence of what happened elsewhere."""
+        if self.lost is not None:
+            return True
+        return self.raised is not None and not self.evidence().raised_by_peer_loss
+
+    def progress(self, step: int | None, now: float) -> None:
+        """The function has reported."""
+        if self.step is None or step is None or step > self.step:
+            self.step = self.step if step is None else step
+            self.progressed_at = now
 
     @property
     def over(self) -> bool:
@@ -97,6 +118,9 @@ class HostState:
             lost=self.lost,
             gone=self.gone,
             preempted=self.preempted,
+            notice=self.notice,
+            hung=self.hung,
+            step=self.step,
             last_stderr=self.exited.last_stderr if self.exited else (),
         )
 

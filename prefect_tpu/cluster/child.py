@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from prefect_tpu import runtime
-from prefect_tpu.cluster import payload, pickling, run_logger
+from prefect_tpu.cluster import payload, pickling, run_logger, stacks
 from prefect_tpu.cluster.channel import receive_command, send_event
 from prefect_tpu.cluster.streams import cut
 from prefect_tpu.cluster.summary import summarize
@@ -40,6 +40,7 @@ JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
 COORDINATOR_CONNECT_SECONDS = 5.0
 COORDINATOR_RETRY_SECONDS = 0.01
 MAX_TRACEBACK_CHARS = 100_000
+MAX_CAUSES = 20
 
 _NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
 
@@ -157,6 +158,7 @@ class _Attempt:
             message=cut(_text(error)),
             traceback=_traceback(error, whole=stage != "function"),
             pickled=self._pickled(error) if stage == "function" else None,
+            cause_types=_cause_types(error),
         )
 
     def _pickled(self, error: BaseException) -> bytes | None:
@@ -192,6 +194,8 @@ class _Attempt:
                     self._cancel()
                 case "drain":
                     runtime._notice(command["deadline_unix_seconds"], command["reason"])
+                    if command["tell_jax"]:
+                        _tell_jax()
                 case "finish":
                     self.finish.set()
 
@@ -249,6 +253,7 @@ def _take_streams(stdout: int, stderr: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     faulthandler.enable(file=2)
+    stacks.answer_signals()
 
 
 def _reseed() -> None:
@@ -308,6 +313,17 @@ def _mute_native_errors() -> None:
     os.close(null)
 
 
+def _tell_jax() -> None:
+    """JAX takes SIGTERM as the notice: `reached_preemption_sync_point` then agrees on a step among all hosts."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return
+    from jax._src import distributed
+
+    if distributed.global_state.preemption_sync_manager is not None:  # else SIGTERM is a cancel
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _shut_down_jax() -> None:
     if not _jax_is_distributed():
         return
@@ -315,6 +331,16 @@ def _shut_down_jax() -> None:
         sys.modules["jax"].distributed.shutdown()
     except Exception:
         logging.getLogger("prefect_tpu").debug("jax.distributed.shutdown failed", exc_info=True)
+
+
+def _cause_types(error: BaseException) -> tuple[str, ...]:
+    """What it was raised from, or while that was handled; bounded, for a chain may be a ring."""
+    names: list[str] = []
+    cause = error.__cause__ or error.__context__
+    while cause is not None and len(names) < MAX_CAUSES:
+        names.append(_type_name(cause))
+        cause = cause.__cause__ or cause.__context__
+    return tuple(names)
 
 
 def _type_name(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError, 
 from prefect_tpu._version import __version__
 from prefect_tpu.cluster import inventory, object_store, session
 from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
+from prefect_tpu.cluster.outside import Outside
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.environment import gang_environment
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
@@ -39,8 +41,8 @@ from prefect_tpu.core.verdict import Kind
 
 log = logging.getLogger("prefect_tpu.gang")
 
-WAIT_SECONDS = 0.25
-"""How often the attempt looks at cancel and deadlines while no host says anything."""
+WAIT_SECONDS = 0.1
+"""How often the attempt looks at cancel, deadlines and heartbeats while no host says anything."""
 BARRIER_MARGIN_SECONDS = 8.0
 """Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
 DISCONNECT_SECONDS = 2.0
@@ -64,9 +66,12 @@ class GangAttempt:
     options: AttemptOptions
     observer: Observer
     cancelled: Callable[[], bool]
+    on_entered: Callable[[], None] = lambda: None
+    on_drain: Callable[[str], None] = lambda name: None
     _hosts: list[HostState] = field(init=False, default_factory=list)
     _polls: dict[Any, HostState] = field(init=False, default_factory=dict)
     _id: str = field(init=False, default="")
+    _outside: Outside = field(init=False)
     _launched_at: float = field(init=False, default=0.0)
     _entered_at: float | None = field(init=False, default=None)
     _generation: int = field(init=False, default_factory=session.generation)
@@ -76,12 +81,14 @@ class GangAttempt:
         self._hosts = [HostState(m, a) for m, a in zip(self.gang.members, self.agents, strict=True)]
         self.attempt = self.attempt.launch()
         self._id = f"{self.options.run_id}-{self.attempt.number}"
+        self._outside = Outside(self._id, self._hosts, self.options, self.observer, self.on_drain)
         started = self._launched_at = time.monotonic()
         outcome: Kind | None = None
         try:
             outcome = self._unless_disconnected(self._work)
         finally:
             self._unless_disconnected(lambda: self._stop(outcome))
+            self._outside.close()
         self._tell_gone_from_silent()
         ended, entered = time.monotonic(), self._entered_at
         return AttemptEnd(
@@ -130,6 +137,7 @@ class GangAttempt:
             return Kind.CANCELLED
         for host, report in prepared.items():
             self._check_version(host, report)
+            self._outside.connect(host, report)
         if any(host.failed for host in self._hosts):
             return None
         ports = self._call(self._hosts[0], self._hosts[0].agent.free_ports.remote(2))
@@ -205,30 +213,44 @@ class GangAttempt:
         self.attempt = self.attempt.run()
         deadline = self._launched_at + options.timeout_seconds if options.timeout_seconds else None
         launch_deadline = self._launched_at + options.launch_timeout_seconds
-        window_ends: float | None = None
+        window_ends, clear = math.inf, False
         while True:
             if all(host.returned is not None for host in self._hosts):
                 self.attempt = self.attempt.stop(Kind.SUCCEEDED)
                 return Kind.SUCCEEDED
+            self._look_outside()
             now = time.monotonic()
             if self.cancelled():
                 return Kind.CANCELLED
+            if self._outside.deadline_passed or self._outside.hung():
+                return None
             if deadline is not None and now >= deadline:
                 return Kind.TIMED_OUT
             if self._entered_at is None:
                 if all(host.entered for host in self._hosts):
                     self._entered_at = now
+                    self.on_entered()
                 elif now >= launch_deadline:
                     for host in self._hosts:
                         if not host.entered:
                             host.lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
-            if window_ends is None and any(host.failed for host in self._hosts):
-                window_ends = now + options.failure_window_seconds
-            if window_ends is not None and (
-                now >= window_ends or all(host.failed or host.returned for host in self._hosts)
-            ):
-                return None
+            failed = [host for host in self._hosts if host.failed]
+            if failed:
+                window_ends = min(window_ends, now + options.failure_window_seconds)
+                if not clear and any(host.failed_clearly for host in failed):
+                    clear = True
+                    window_ends = min(window_ends, now + options.clear_failure_window_seconds)
+                if now >= window_ends or all(host.failed or host.returned for host in self._hosts):
+                    return None
             self._step(WAIT_SECONDS)
+
+    def _look_outside(self) -> None:
+        self._outside.look()
+        if self._outside.draining:
+            self.attempt = self.attempt.notice(self._outside.deadline_unix_seconds or math.inf)
+        for ref, host in list(self._polls.items()):
+            if host.lost is not None:
+                del self._polls[ref]  # Ray would need seconds to say the same
 
     def _poll(self, host: HostState) -> None:
         if host.over:
@@ -269,6 +291,8 @@ class GangAttempt:
 
     def _take(self, host: HostState, poll: Poll) -> None:
         host.cursor = poll.cursor
+        if poll.notice is not None:
+            self._outside.heard(host, poll.notice)
         if poll.dropped_lines > host.dropped_lines:
             self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
             host.dropped_lines = poll.dropped_lines
@@ -280,6 +304,7 @@ class GangAttempt:
                 case Phase(name="entered"):
                     host.entered = True
                 case Progress(step=step, metrics=metrics):
+                    host.progress(step, time.monotonic())
                     self.observer.progress(host.member, step, metrics)
                 case Returned():
                     host.returned = event
@@ -314,6 +339,7 @@ class GangAttempt:
                     break
                 coming[host.agent.result.remote(self._id)] = host
             ready, _ = ray.wait(list(coming), num_returns=1, timeout=WAIT_SECONDS) if coming else ([], [])
+            self._look_outside()
             for ref in ready:
                 host = coming.pop(ref)
                 buffers = self._call(host, ref)
@@ -346,6 +372,7 @@ class GangAttempt:
         give_up = time.monotonic() + grace + margin
         while not all(host.over for host in self._hosts) and time.monotonic() < give_up:
             self._step(WAIT_SECONDS)
+            self._look_outside()
         for host in self._hosts:
             if not host.over:
                 log.warning("%s does not report its process dead; its agent is ended", host.member.label)
@@ -372,6 +399,11 @@ class GangAttempt:
         """Hosts whose agent must not be used again."""
         return [host.member for host in self._hosts if host.lost is not None]
 
+    @property
+    def draining(self) -> list[Member]:
+        """Hosts that are about to be taken away."""
+        return [host.member for host in self._hosts if host.notice]
+
     # -- calls to agents
 
     def _call_all(self, call: Callable[[HostState], Any], timeout_seconds: float, what: str) -> dict[HostState, Any]:
@@ -384,6 +416,8 @@ class GangAttempt:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=WAIT_SECONDS)
             if not ready and self._polls:
                 self._step(0)
+            self._look_outside()
+            waiting = [ref for ref in waiting if refs[ref].lost is None]
             for ref in ready:
                 host = refs[ref]
                 answer = self._call(host, ref)
@@ -398,7 +432,8 @@ class GangAttempt:
         """The answer, or None with the host's state telling why not; None without a word if it is cancelled."""
         try:
             while not ray.wait([ref], timeout=WAIT_SECONDS)[0]:
-                if self.cancelled() or self._disconnected():
+                self._look_outside()
+                if self.cancelled() or host.lost is not None or self._disconnected():
                     return None
             return ray.get(ref)
         except RayTaskError as error:

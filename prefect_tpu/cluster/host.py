@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import channel, devices, payload, ports
+from prefect_tpu.cluster import channel, devices, payload, ports, stacks
 from prefect_tpu.cluster.host_attempt import EXIT_GRACE_SECONDS, HostAttempt
 from prefect_tpu.cluster.reactor import Reactor
 from prefect_tpu.cluster.zygote_process import Key, Zygote, key_of
@@ -109,11 +109,29 @@ class HostSupervisor:
             attempt.command(do="finish")
             self._kill_after(attempt, EXIT_GRACE_SECONDS)
 
-    def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, reason: str) -> None:
-        """Tell the function that a host of its gang is about to be taken away."""
+    def notify_drain(
+        self, attempt_id: str, deadline_unix_seconds: float | None, reason: str, tell_jax: bool = False
+    ) -> None:
+        """Tell the function that a host of its gang is about to be taken away.
+
+        Args:
+            attempt_id: what runs.
+            deadline_unix_seconds: when, if it is known.
+            reason: who says so.
+            tell_jax: tell JAX's preemption service, too; on one host of the gang.
+        """
         attempt = self._get(attempt_id)
         if attempt is not None:
-            attempt.command(do="drain", deadline_unix_seconds=deadline_unix_seconds, reason=reason)
+            attempt.command(
+                do="drain", deadline_unix_seconds=deadline_unix_seconds, reason=reason, tell_jax=tell_jax
+            )
+
+    def stacks(self, attempt_id: str) -> str:
+        """What the attempt's process is doing, for people to read."""
+        attempt = self._get(attempt_id)
+        if attempt is None or attempt.zygote is None or not attempt.pid or attempt.over.is_set():
+            return "it has no process"
+        return stacks.dump(attempt.pid, attempt.zygote.signal)
 
     def stop(self, attempt_id: str, grace_seconds: float) -> None:
         """End an attempt: a cancel that the function can see, SIGKILL to all of it after `grace_seconds`.

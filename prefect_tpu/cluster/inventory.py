@@ -130,6 +130,24 @@ def vanished(node_ids: Collection[str]) -> set[str]:
     return {node_id for node_id in node_ids if node_id not in endpoints or endpoints[node_id] in silent}
 
 
+def draining() -> dict[str, float | None]:
+    """Ray nodes that are being drained, each with the deadline in seconds of Unix time, None if it has none."""
+    return {node_id: ms / 1000 or None for node_id, ms in ray_state.state.get_draining_nodes().items()}
+
+
+def drain(node_id: str, deadline_unix_seconds: float | None, message: str) -> None:
+    """Have Ray schedule nothing more on a node; it ends nothing there, not even at the deadline.
+
+    Raises:
+        RuntimeError: Ray refuses.
+    """
+    client: Any = ray._private.worker.global_worker.gcs_client
+    deadline_ms = int(deadline_unix_seconds * 1000) if deadline_unix_seconds else 0
+    accepted, reason = client.drain_node(node_id, DRAIN_REASON_PREEMPTION, message, deadline_ms)
+    if not accepted:
+        raise RuntimeError(f"Ray refused to drain node {node_id[:8]}: {reason}")
+
+
 def summary_at(address: str) -> FleetSummary:
     """The same for the cluster at "host:port", without connecting this process to it."""
     internals: Any = ray

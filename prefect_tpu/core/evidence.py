@@ -9,6 +9,8 @@ from prefect_tpu.core.host import Raised
 MAX_KEPT_CHARS = 4_000
 """Of a traceback, in the ledger."""
 
+LEFT_FOR_DRAIN = "prefect_tpu.runtime.Left"
+"""What `runtime.leave()` raises."""
 JAX_RUNTIME_ERRORS = frozenset({"XlaRuntimeError", "JaxRuntimeError"})
 """What JAX raises on a host whose peers are gone. It says nothing about who was first."""
 
@@ -28,6 +30,9 @@ class HostEvidence:
         lost: why the host cannot be reached any more, None if it can.
         gone: the machine itself is gone, not only our agent on it.
         preempted: Ray, the cloud or the host itself said that it was taken away.
+        notice: what said that it would be taken away, "" if nothing did.
+        hung: it was ended because it made no progress.
+        step: the last step that it reported, None if it reported none.
         last_stderr: the last lines that it wrote.
     """
 
@@ -43,6 +48,9 @@ class HostEvidence:
     lost: str | None = None
     gone: bool = False
     preempted: bool = False
+    notice: str = ""
+    hung: bool = False
+    step: int | None = None
     last_stderr: tuple[str, ...] = ()
 
     def slim(self) -> HostEvidence:
@@ -63,8 +71,16 @@ class HostEvidence:
 
     @property
     def raised_by_peer_loss(self) -> bool:
-        """Raised something that JAX raises when another host is gone."""
-        return self.raised is not None and self.raised.type_name.rpartition(".")[2] in JAX_RUNTIME_ERRORS
+        """Raised something that JAX raises when another host is gone, or something of its own because of that."""
+        if self.raised is None:
+            return False
+        names = (self.raised.type_name, *self.raised.cause_types)
+        return any(name.rpartition(".")[2] in JAX_RUNTIME_ERRORS for name in names)
+
+    @property
+    def left_for_drain(self) -> bool:
+        """Left with `runtime.leave()`, after it had saved."""
+        return self.raised is not None and self.raised.type_name == LEFT_FOR_DRAIN
 
     @property
     def raised_fatal(self) -> bool:

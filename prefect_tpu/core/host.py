@@ -64,12 +64,16 @@ class LaunchRequest:
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
-    """What `prepare` found on a host: version of prefect_tpu there, process ids, seconds it took."""
+    """What `prepare` found on a host: version of prefect_tpu there, process ids, seconds it took.
+
+    `lifeline_port` is where the agent's heartbeat can be heard, 0 if nowhere.
+    """
 
     version: str
     agent_pid: int
     zygote_pid: int
     seconds: float
+    lifeline_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +118,19 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """Something was raised. `pickled` is the exception by cloudpickle, None if it does not pickle."""
+    """Something was raised.
+
+    Attributes:
+        pickled: the exception by cloudpickle, None if it does not pickle.
+        cause_types: names of the types of what it was raised from, by `__cause__` and `__context__`.
+    """
 
     stage: Stage
     type_name: str
     message: str
     traceback: str
     pickled: bytes | None = None
+    cause_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +142,31 @@ class Exited:
     last_stderr: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The cloud says that a host will be taken away, or that it will not after all.
+
+    Attributes:
+        kind: what is to happen.
+        reason: who says so, in words.
+        deadline_unix_seconds: when, None if that is not known.
+        withdrawn: an earlier notice does not hold any more.
+    """
+
+    kind: Literal["preemption", "maintenance"]
+    reason: str
+    deadline_unix_seconds: float | None = None
+    withdrawn: bool = False
+
+
 Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Exited
 
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """Answer to one long poll: new events, the cursor for the next one, lines dropped so far."""
+    """Answer to one long poll: new events, the cursor for the next one, lines dropped so far, the host's notice."""
 
     events: tuple[Event, ...] = ()
     cursor: int = 0
     dropped_lines: int = field(default=0)
+    notice: Notice | None = None

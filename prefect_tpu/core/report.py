@@ -23,6 +23,7 @@ class AttemptReport:
         lease_seconds, launch_seconds, run_seconds: waiting for slices; from there until the function was
             entered on every host; from there to the end.
         summaries: short text of each host's result, in process-id order.
+        budgets: what the task run has spent by then, in words.
     """
 
     number: int
@@ -33,6 +34,12 @@ class AttemptReport:
     launch_seconds: float
     run_seconds: float
     summaries: tuple[str, ...] = ()
+    budgets: str = ""
+
+    @property
+    def step(self) -> int | None:
+        """The step that every host that reported one has reached."""
+        return min((host.step for host in self.evidence if host.step is not None), default=None)
 
     def rows(self) -> list[dict[str, str | int | float]]:
         """One row per slice, JSON-able, for a table artifact."""
@@ -45,6 +52,8 @@ class AttemptReport:
         one = self.gang.slices[slice_index]
         mine = [host for host in self.evidence if host.slice_index == slice_index]
         outcome = self._outcome(mine)
+        first_culprit = next(iter(self.verdict.culprits), None)
+        guilty = any(host.process_id in self.verdict.culprits for host in mine)
         first = slice_index * self.gang.hosts_per_slice
         result = self.summaries[first] if len(self.summaries) > first else ""
         return {
@@ -53,12 +62,18 @@ class AttemptReport:
             "name": one.name,
             "hosts": len(one.hosts),
             "outcome": outcome,
+            "charged to": self.verdict.charge if first_culprit in [host.process_id for host in mine] else "",
+            "step": self._step(mine),
             "lease seconds": round(self.lease_seconds, 2),
             "launch seconds": round(self.launch_seconds, 2),
             "run seconds": round(self.run_seconds, 2),
-            "cause": self.verdict.cause if any(h.process_id in self.verdict.culprits for h in mine) else "",
+            "cause": self.verdict.cause if guilty else "",
             "result": result[:MAX_SUMMARY_CHARS],
         }
+
+    def _step(self, hosts: list[HostEvidence]) -> int | str:
+        steps = [host.step for host in hosts if host.step is not None]
+        return min(steps) if steps else ""
 
     def _outcome(self, hosts: list[HostEvidence]) -> str:
         if any(host.process_id in self.verdict.culprits for host in hosts):

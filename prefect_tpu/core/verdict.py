@@ -79,14 +79,20 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
     if all(one.returned for one in hosts):
         return Verdict(Kind.SUCCEEDED)
     gone_slices = {one.slice_index for one in hosts} - {one.slice_index for one in hosts if not one.gone}
-    taken = [one for one in hosts if one.preempted or (one.gone and (preemptible or one.slice_index in gone_slices))]
+    taken = [
+        one
+        for one in hosts
+        if one.preempted or one.notice or (one.gone and (preemptible or one.slice_index in gone_slices))
+    ]
     if taken:
-        names = ", ".join(sorted({f"slice {one.slice_index} ({one.slice_name})" for one in taken}))
+        names = ", ".join(dict.fromkeys(f"slice {one.slice_index} ({one.slice_name})" for one in taken))
+        said = [f"{one.label}: {one.notice}" for one in taken if one.notice]
+        went = [f"{one.label} lost: {one.lost}" for one in taken if one.lost]
         return _verdict(
             Kind.PREEMPTED,
             hosts,
             taken,
-            f"{names} preempted: {taken[0].label} {taken[0].lost or 'was drained'}",
+            f"{names} preempted: {'; '.join([*said[:1], *went[:1]]) or f'{taken[0].label} was drained'}",
             "nothing, if the run can go on from its checkpoint: another slice takes its place when one is free",
         )
     fatal = [one for one in hosts if one.raised_fatal]
@@ -113,6 +119,16 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
     own = [one for one in in_function if not one.raised_by_peer_loss]
     if own:
         return _user_error(hosts, own)
+    hung = [one for one in hosts if one.hung]
+    if hung:
+        return _verdict(
+            Kind.INFRASTRUCTURE,
+            hosts,
+            hung,
+            f"{hung[0].label} made no progress for hang_timeout_seconds"
+            + ("" if hung[0].step is None else f" after step {hung[0].step}"),
+            "look at the stacks of all hosts in the logs; a host that waits for its peers is not the one to blame",
+        )
     for stage, what, resolution in _OBSTACLES:
         stopped = [one for one in hosts if one.raised is not None and one.raised.stage == stage]
         if stopped:

@@ -1,0 +1,124 @@
+"""Whether an agent lives, heard over a TCP connection of our own: Ray needs seconds to a minute to find out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+import time
+
+log = logging.getLogger("prefect_tpu.lifeline")
+
+BEAT_SECONDS = 0.5
+CONNECT_SECONDS = 3.0
+BACKLOG = 128
+_BEAT = b"."
+_READ_BYTES = 4096
+
+
+class Heart:
+    """The agent's side: beats on every connection that is made to it. It reads nothing."""
+
+    def __init__(self, address: str) -> None:
+        """Listen on `address`, at a port of the system's choice."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, 0), family=family, backlog=BACKLOG)
+        self._listener.settimeout(BEAT_SECONDS)
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._beat, name="prefect-tpu-heart", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        connections: list[socket.socket] = []
+        next_beat = time.monotonic()
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+                connection.setblocking(False)
+                connections.append(connection)
+            except TimeoutError:
+                pass
+            except OSError:  # closed
+                return
+            if time.monotonic() < next_beat and len(connections) < BACKLOG:
+                continue
+            next_beat = time.monotonic() + BEAT_SECONDS
+            for one in list(connections):
+                try:
+                    one.send(_BEAT)
+                except BlockingIOError:
+                    continue  # the driver does not read at the moment
+                except OSError:
+                    connections.remove(one)
+                    one.close()
+
+
+class Lifelines:
+    """The driver's side, for the hosts of one attempt. Used by one thread.
+
+    An end of the connection means that the agent has ended; silence, that its host is frozen or cut off. A host that
+    cannot be reached this way is left to Ray's own detection, which is slower.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        """`timeout_seconds`: of silence, before a host counts as lost."""
+        self._timeout_seconds = timeout_seconds
+        self._selector = selectors.DefaultSelector()
+        self._heard: dict[int, float] = {}
+        self._looked_at = time.monotonic()
+
+    def connect(self, process_id: int, address: str, port: int) -> None:
+        """Listen to the agent of this host process."""
+        try:
+            connection = socket.create_connection((address, port), CONNECT_SECONDS)
+        except OSError as error:
+            log.debug("no lifeline to %s port %s (%s): a loss of this host is found by Ray alone", address, port, error)
+            return
+        connection.setblocking(False)
+        self._selector.register(connection, selectors.EVENT_READ, process_id)
+        self._heard[process_id] = time.monotonic()
+
+    def look(self) -> dict[int, str]:
+        """Host processes whose agent has gone since the last look, each with why; never waits."""
+        gone: dict[int, str] = {}
+        for key, _ in self._selector.select(0):
+            assert isinstance(key.fileobj, socket.socket)
+            try:
+                data = key.fileobj.recv(_READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if data:
+                self._heard[key.data] = time.monotonic()
+                continue
+            gone[key.data] = "its agent has ended"
+            self._forget(key.fileobj, key.data)
+        now = time.monotonic()
+        # Whoever has not looked for long, a driver that was stopped itself for one, has not been waiting either.
+        paused = max(0.0, now - self._looked_at - BEAT_SECONDS)
+        self._looked_at = now
+        for process_id in self._heard:
+            self._heard[process_id] += paused
+        for key in list(self._selector.get_map().values()):
+            silent = now - self._heard[key.data]
+            if silent > self._timeout_seconds:
+                gone[key.data] = f"its agent has been silent for {silent:.0f} s (heartbeat_timeout_seconds)"
+                assert isinstance(key.fileobj, socket.socket)
+                self._forget(key.fileobj, key.data)
+        return gone
+
+    def close(self) -> None:
+        """Hang up."""
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            with contextlib.suppress(OSError):
+                key.fileobj.close()
+        self._selector.close()
+
+    def _forget(self, connection: socket.socket, process_id: int) -> None:
+        self._selector.unregister(connection)
+        connection.close()
+        del self._heard[process_id]

@@ -1,0 +1,187 @@
+"""What is seen of an attempt's hosts from outside: heartbeats, notices, drains, and that nothing goes on any more."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from prefect_tpu.cluster import inventory, stacks
+from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState, Observer
+from prefect_tpu.cluster.lifeline import Lifelines
+from prefect_tpu.core.host import HostReport, LogRecord, Notice
+
+log = logging.getLogger("prefect_tpu.gang")
+
+DRAIN_LOOK_SECONDS = 0.5
+"""How often Ray is asked which hosts are being drained."""
+STACKS_SECONDS = 15.0
+"""How long the stacks of all hosts are waited for when a gang hangs."""
+
+
+@dataclass(slots=True)
+class Outside:
+    """Turns what is seen from outside into the state of each host. Used by the attempt's thread.
+
+    Attributes:
+        on_drain: called once for each slice that is about to be taken away.
+        deadline_unix_seconds: when the first host will be gone; None while no notice has one.
+    """
+
+    attempt_id: str
+    hosts: Sequence[HostState]
+    options: AttemptOptions
+    observer: Observer
+    on_drain: Callable[[str], None]
+    deadline_unix_seconds: float | None = None
+    draining: set[str] = field(default_factory=set)
+    _lifelines: Lifelines = field(init=False)
+    _next_drain_look: float = field(init=False, default=0.0)
+    _told: dict[int, float | None] = field(init=False, default_factory=dict)
+    _hang_checked_at: float = field(init=False, default=0.0)
+    _grace_ends: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._lifelines = Lifelines(self.options.heartbeat_timeout_seconds)
+
+    def connect(self, host: HostState, report: HostReport) -> None:
+        """Listen to the agent of a host that is ready."""
+        if report.lifeline_port:
+            self._lifelines.connect(host.member.process_id, host.member.host.address, report.lifeline_port)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._lifelines.close()
+
+    def look(self) -> None:
+        """Note what has changed since the last look. Takes no longer than a call to Ray's GCS."""
+        for process_id, why in self._lifelines.look().items():
+            self.hosts[process_id].lose(why)
+        now = time.monotonic()
+        if now >= self._next_drain_look:
+            self._next_drain_look = now + DRAIN_LOOK_SECONDS
+            self._look_at_drains()
+        self._tell()
+
+    @property
+    def deadline_passed(self) -> bool:
+        """Whether a host ought to be gone by now. Ray ends nothing at its deadline, so we do."""
+        return self.deadline_unix_seconds is not None and time.time() >= self.deadline_unix_seconds
+
+    # -- notices and drains
+
+    def notice(self, host: HostState, text: str, deadline_unix_seconds: float | None) -> None:
+        """A host will be taken away, and its slice with it: a slice without a host is none."""
+        name = host.member.slice_name
+        if deadline_unix_seconds is not None:
+            known = self.deadline_unix_seconds
+            self.deadline_unix_seconds = (
+                deadline_unix_seconds if known is None else min(known, deadline_unix_seconds)
+            )
+        if name in self.draining:
+            return
+        self.draining.add(name)
+        when = "at a time not known"
+        if deadline_unix_seconds is not None:
+            left = max(0.0, deadline_unix_seconds - time.time())
+            when = f"in {left:.0f} s ({datetime.fromtimestamp(deadline_unix_seconds, UTC):%H:%M:%S} UTC)"
+            text = f"{text}, notice {left:.0f} s"
+        for one in self.hosts:
+            if one.member.slice_name == name:
+                one.notice = text
+        self.observer.say(f"{host.member.label} ({name}) will be taken away {when}: {text}")
+        self._drain_slice(name, deadline_unix_seconds, text)
+        self.on_drain(name)
+
+    def heard(self, host: HostState, notice: Notice) -> None:
+        """An agent has heard from the cloud."""
+        if not notice.withdrawn:
+            self.notice(host, notice.reason, notice.deadline_unix_seconds)
+
+    def _look_at_drains(self) -> None:
+        try:
+            draining = inventory.draining()
+        except Exception as error:  # noqa: BLE001 - the cluster does not answer: the hosts' own state tells
+            log.debug("cannot ask Ray for drains: %s", error)
+            return
+        for host in self.hosts:
+            if host.member.host.node_id in draining:
+                self.notice(host, "Ray drains it", draining[host.member.host.node_id])
+
+    def _drain_slice(self, name: str, deadline_unix_seconds: float | None, reason: str) -> None:
+        """Nothing else is to be scheduled on any host of the slice."""
+        nodes = [one.member.host.node_id for one in self.hosts if one.member.slice_name == name]
+        try:
+            already = inventory.draining()
+            for node_id in nodes:
+                if node_id not in already:
+                    inventory.drain(node_id, deadline_unix_seconds, f"prefect_tpu: {reason}")
+        except Exception as error:  # noqa: BLE001 - the run goes on without
+            log.warning("could not drain all hosts of %s: %s", name, error)
+
+    def _tell(self) -> None:
+        """Tell the function on every host; JAX's preemption service is told on one, and tells the others."""
+        if not self.draining:
+            return
+        first = next(host.member.process_id for host in self.hosts if host.member.slice_name in self.draining)
+        for host in self.hosts:
+            number = host.member.process_id
+            if not host.entered or host.over or self._told.get(number, "nothing") == self.deadline_unix_seconds:
+                continue
+            tell_jax = number == first and number not in self._told
+            self._told[number] = self.deadline_unix_seconds
+            reason = next(iter(one.notice for one in self.hosts if one.notice), "")
+            host.agent.notify_drain.remote(self.attempt_id, self.deadline_unix_seconds, reason, tell_jax)
+
+    # -- hangs
+
+    def hung(self) -> bool:
+        """Whether hosts that did report progress have stopped to. Their stacks are in the logs then."""
+        timeout = self.options.hang_timeout_seconds
+        now = time.monotonic()
+        if timeout is None or now < max(self._hang_checked_at + timeout / 10, self._grace_ends):
+            return False
+        self._hang_checked_at = now
+        stuck = [
+            host
+            for host in self.hosts
+            if host.progressed_at is not None and host.returned is None and now - host.progressed_at > timeout
+        ]
+        if not stuck:
+            return False
+        found = self._stacks()
+        compiling = [host for host, text in found.items() if stacks.compiles(text)]
+        if compiling and not self._grace_ends:
+            grace = self.options.hang_compile_grace_seconds
+            self._grace_ends = now + grace
+            self.observer.say(
+                f"no progress for {timeout:g} s (hang_timeout_seconds), but {compiling[0].member.label} compiles: "
+                f"{grace:g} s more (hang_compile_grace_seconds)"
+            )
+            return False
+        for host, text in found.items():
+            record = LogRecord(logging.WARNING, "prefect_tpu.stacks", f"hangs; its stacks:\n{text}")
+            self.observer.log(host.member, record, collateral=False)
+        lowest = min(host.step or 0 for host in stuck)
+        for host in stuck:
+            host.hung = (host.step or 0) == lowest
+        return True
+
+    def _stacks(self) -> dict[HostState, str]:
+        asked: dict[Any, HostState] = {
+            host.agent.stacks.remote(self.attempt_id): host for host in self.hosts if not host.over
+        }
+        found = dict.fromkeys(asked.values(), "no answer from its agent")
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=STACKS_SECONDS) if asked else ([], [])
+        for ref in ready:
+            try:
+                found[asked[ref]] = ray.get(ref)
+            except RayError as error:
+                found[asked[ref]] = f"no answer from its agent: {type(error).__name__}"
+        return found
