@@ -114,10 +114,17 @@ def launch(
     findings.versions["python"] = platform.python_version()
     machine = _machine()
     counts = {"first": first_repeats, "warm": repeats, "noop": noop_repeats}
-    for system in dict.fromkeys("prefect_tpu" if one == "thread_pool" else one for one in chosen):
-        asked = [row for row in findings.rows if row.system == system or {row.system, system} <= SAME_PROCESS]
-        if asked:
-            _measure(system, asked, counts, findings, eformer_python)
+    measured = dict.fromkeys("prefect_tpu" if one == "thread_pool" else one for one in chosen)
+    rows_of = {
+        system: [row for row in findings.rows if row.system == system or {row.system, system} <= SAME_PROCESS]
+        for system in measured
+    }
+    for number in range(first_repeats if "first" in wanted else 1):
+        for system, asked in rows_of.items():  # by turns: the machine may be slower a few minutes later
+            _measure(system, asked, number, counts, findings, eformer_python)
+    for row in findings.rows:
+        if not row.seconds and not row.skipped:
+            row.skipped = "its script ended without a run of this case"
     console = Console()
     print_tables(findings.rows, findings.memory, console)
     if json is not None:
@@ -131,26 +138,28 @@ def launch(
 
 
 def _measure(
-    system: str, rows: list[Row], counts: dict[str, int], findings: Findings, eformer_python: Path | None
+    system: str,
+    rows: list[Row],
+    number: int,
+    counts: dict[str, int],
+    findings: Findings,
+    eformer_python: Path | None,
 ) -> None:
-    """All runs of one system: first one cluster for every case, then one for each further first call."""
-    cases = {row.case for row in rows}
-    clusters = [cases] + [{"first"}] * (counts["first"] - 1 if "first" in cases else 0)
-    for number, inside in enumerate(clusters, 1):
-        tell(f"{system}: cluster {number} of {len(clusters)}")
-        calls = ("first" in inside or "warm" in inside) + (counts["warm"] if "warm" in inside else 0)
-        noops = counts["noop"] if "noop" in inside else 0
-        hear: Callable[[dict[str, Any]], None] = lambda message, inside=inside: findings.hear(message, inside)  # type: ignore[misc]  # noqa: E731
-        try:
-            _run(system, calls, noops, hear, eformer_python)
-        except PeerError as error:
-            tell(f"{system}: {error}")
-            for row in rows:
-                row.skipped = row.skipped or str(error)
-            return
-    for row in rows:
-        if not row.seconds:
-            row.skipped = "its script ended without a run of this case"
+    """One cluster of one system: the first for every case, each later one for another first call."""
+    inside = {row.case for row in rows if not row.skipped}
+    if number:
+        inside &= {"first"}
+    if not inside:
+        return
+    tell(f"{system}: cluster {number + 1}")
+    calls = ("first" in inside or "warm" in inside) + (counts["warm"] if "warm" in inside else 0)
+    noops = counts["noop"] if "noop" in inside else 0
+    try:
+        _run(system, calls, noops, lambda message: findings.hear(message, inside), eformer_python)
+    except PeerError as error:
+        tell(f"{system}: {error}")
+        for row in rows:
+            row.skipped = row.skipped or str(error)
 
 
 def _run(

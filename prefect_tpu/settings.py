@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
 
@@ -97,5 +100,11 @@ class TpuSettings(PrefectBaseSettings):
 
 
 def current_settings() -> TpuSettings:
-    """The settings as they are now; read when a gang starts, never at import."""
+    """The settings as they are now; never read at import, and again whenever a variable of Prefect has changed."""
+    variables = tuple(sorted(item for item in os.environ.items() if item[0].startswith("PREFECT_")))
+    return _read(variables, os.getcwd())
+
+
+@functools.lru_cache(maxsize=8)
+def _read(variables: tuple[tuple[str, str], ...], directory: str) -> TpuSettings:  # noqa: ARG001 - what they depend on
     return TpuSettings()

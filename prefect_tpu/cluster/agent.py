@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -21,6 +22,9 @@ class Agent:
     """A `HostSupervisor` that is called from afar. It ends with the driver, and with it all it has started."""
 
     def __init__(self) -> None:
+        # With its first argument a Ray process imports pyarrow, where that is installed: 0.2 s and 40 MB that an
+        # agent has no use for.
+        sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
         self._host = HostSupervisor()
         self._heart = Heart(ray.util.get_node_ip_address())
         self._notice: Notice | None = None
@@ -46,6 +50,8 @@ class Agent:
 
     def result(self, attempt_id: str) -> list[Any]:
         """Arrays of uint8 over the child's own pages: the object store makes the only copy."""
+        import numpy  # not sooner: it would hold up the first call of every gang
+
         views = self._host.result(attempt_id)
         object_store.require_room(sum(view.nbytes for view in views), "a result")
         return [numpy.frombuffer(view, dtype=numpy.uint8) for view in views]
@@ -76,6 +82,11 @@ def start_agent(node_id: str, name: str) -> Any:
 
     It asks for no chips, so Ray hides none from it: the placement group of the lease holds them.
     """
-    actor = ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENT_CALLS, max_restarts=0)(Agent)
     affinity = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return actor.options(name=name, scheduling_strategy=affinity).remote()
+    return _actor_class().options(name=name, scheduling_strategy=affinity).remote()
+
+
+@functools.cache
+def _actor_class() -> Any:
+    """One for all agents: Ray takes each new one apart and exports it, 0.1 s in the first call of a gang."""
+    return ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENT_CALLS, max_restarts=0)(Agent)

@@ -33,13 +33,14 @@ def main(descriptor: int) -> None:
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     preload: list[str] = json.loads(control.recv(MAX_MESSAGE_BYTES))["preload"]
+    gc.disable()
     if not _import(preload, control):
         os._exit(1)
-    gc.collect()
     gc.freeze()  # or the collector would write to the pages that the children share
     zygote = _Zygote(control)
     send_command(control, event="ready", pid=os.getpid())
     descriptors = zygote.serve()
+    gc.enable()
     child.run(*descriptors)
 
 
