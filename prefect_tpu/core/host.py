@@ -132,7 +132,24 @@ class Exited:
     last_stderr: tuple[str, ...] = ()
 
 
-Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Exited
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The host is told that it will be taken away, or that it will not be after all.
+
+    Attributes:
+        kind: "preemption": the cloud wants the machine back; "maintenance": it is stopped for a repair.
+        reason: who said so, in words for a person.
+        deadline_unix_seconds: when the host is gone at the latest, None if nobody said.
+        withdrawn: takes back the earlier notice of this kind.
+    """
+
+    kind: Literal["preemption", "maintenance"]
+    reason: str
+    deadline_unix_seconds: float | None
+    withdrawn: bool = False
+
+
+Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Exited | Notice
 
 
 @dataclass(frozen=True, slots=True)
