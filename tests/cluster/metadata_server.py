@@ -24,7 +24,7 @@ Mode = Literal[
     "silent",  # takes the connection and says nothing
     "other server",  # 200 for everything, no Metadata-Flavor
     "redirects",  # to `redirect_to`
-    "huge",  # an endless value
+    "huge",  # a value that goes on and on, of no announced length
     "short",  # ends before the length that it announced
 ]
 
@@ -101,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif mode == "redirects":
             self._answer(302, "", _FLAVOR | {"Location": f"{server.redirect_to}{self.path}"})
         elif mode == "huge":
-            self._answer(200, "TRUE" + " " * 10_000_000, _FLAVOR)
+            self._answer(200, "TRUE" + " " * 10_000_000, _FLAVOR | {"Content-Length": ""})
+            self.close_connection = True
         elif mode == "short":
             self._answer(200, "TRUE", _FLAVOR | {"Content-Length": "400"})
             self.close_connection = True
@@ -137,7 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: str, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, text in ({"Content-Length": str(len(body)), "Content-Type": "application/text"} | headers).items():
-            self.send_header(name, text)
+            if text:
+                self.send_header(name, text)
         self.end_headers()
         self.wfile.write(body.encode())
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from prefect_tpu.cluster.metadata import DEFAULT_HOST, HOST_VARIABLE, THREAD_NAME, MetadataWatcher, metadata_url
+from prefect_tpu.cluster.metadata_request import MetadataRequest
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.host import Notice
 from tests.cluster.metadata_server import MAINTENANCE, PREEMPTED, MetadataServer, Mode, metadata_server
@@ -266,6 +267,14 @@ def test_stop_is_prompt_while_it_starts(server: MetadataServer) -> None:
     for index in range(40):
         with watcher(server.url, answer_timeout_seconds=60.0):
             time.sleep(index * 0.0005)
+
+
+def test_request_that_was_cut_is_not_sent(server: MetadataServer) -> None:
+    request = MetadataRequest("127.0.0.1", server.server_port)
+    request.cut()
+    with pytest.raises(ConnectionAbortedError):
+        request.send(f"/computeMetadata/v1/{PREEMPTED}", {}, 60.0, 60.0)
+    assert server.requests == []
 
 
 def test_stop_is_prompt_while_it_connects() -> None:
