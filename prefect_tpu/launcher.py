@@ -6,18 +6,21 @@ import asyncio
 import concurrent.futures
 import functools
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.task_engine import TaskRunTimeoutError
+from prefect.utilities.math import clamped_poisson_interval
 
-from prefect_tpu import artifacts
+from prefect_tpu import artifacts, states
 from prefect_tpu.cluster import pickling
 from prefect_tpu.cluster.gang import BARRIER_MARGIN_SECONDS
 from prefect_tpu.cluster.run import Call, Ended, GangRun
@@ -25,6 +28,7 @@ from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
     GangTimeoutError,
+    HangError,
     HostLostError,
     HostProcessError,
     RetriesExhaustedError,
@@ -35,7 +39,7 @@ from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.retry import Decision, Spent, backoff_seconds, decide_retry
-from prefect_tpu.core.verdict import Kind
+from prefect_tpu.core.verdict import Kind, Verdict
 from prefect_tpu.logs import RunLog
 from prefect_tpu.settings import current_settings
 
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from prefect_tpu.task_runners import TpuMultisliceRunner
     from prefect_tpu.tasks import GangTask
 
+BACKOFF_CLAMPING = 0.3
+"""Waits are up to this share shorter or longer than their average, by Prefect's own jitter."""
 LOOK_SECONDS = 0.2
 """How often the engine's thread looks whether it is to stop, while the gang runs on a thread of its own."""
 
@@ -62,6 +68,8 @@ class GangLaunch:
         self.timeout_seconds = task.timeout_seconds
         self.spent = Spent()
         self.reports: list[AttemptReport] = []
+        self._user_retries = task.retries
+        self._best_step: int | None = None
         self._user_delay = task.retry_delay_seconds
         self._user_jitter = task.retry_jitter_factor
         self._user_condition = task.retry_condition_fn
@@ -171,7 +179,11 @@ class GangLaunch:
         logger = get_run_logger()
         run_id = str(context.task_run.id)
         if self._run is None:
-            plan = self.runner.plan(timeout_seconds=self.timeout_seconds, run_id=run_id, say=logger)
+            plan = self.runner.plan(
+                timeout_seconds=self.timeout_seconds,
+                checkpoint_name=_checkpoint_name(context.task_run),
+                say=logger,
+            )
             self._run = GangRun(plan, run_id=run_id)
         run, backoff_seconds = self._run, self._backoff_seconds
         if self._cancelled.is_set():
@@ -243,22 +255,18 @@ class GangLaunch:
             self._set_retry()
             raise
         report = ended.report
-        self._record(report)
         verdict = report.verdict
+        self.spent = self.spent.charge(verdict, progressed=self._progressed(report))
+        report = replace(report, budgets=self.spent.describe(self.runner.limits, self._user_retries))
+        self._record(report)
         if verdict.kind is Kind.SUCCEEDED:
             assert ended.results is not None
             assert report.gang is not None
             return self.runner.shape_results(ended.results, report.gang.hosts_per_slice)
-        self.spent = self.spent.charge(verdict)
         self._decision = decide_retry(verdict, self.spent, self.runner.limits)
         self._set_retry()
-        settings = current_settings()
-        self._backoff_seconds = backoff_seconds(
-            self.spent,
-            verdict,
-            first_seconds=settings.infrastructure_backoff_seconds,
-            longest_seconds=settings.infrastructure_backoff_longest_seconds,
-        )
+        self._backoff_seconds = self._backoff(verdict)
+        self._tell(report)
         if verdict.kind is Kind.TIMED_OUT:
             self.task.timeout_seconds = self.timeout_seconds  # Prefect's message quotes it
         if verdict.kind is Kind.CANCELLED:
@@ -269,6 +277,39 @@ class GangLaunch:
             text = f"{self._decision.reason}; last: {verdict.cause}"
             raise RetriesExhaustedError(text, tuple(self.reports)) from failure
         raise failure
+
+    def _progressed(self, report: AttemptReport) -> bool:
+        """Whether the function got further than in any attempt before."""
+        if report.step is None:
+            return report.run_seconds >= current_settings().preemption_progress_seconds
+        progressed = self._best_step is None or report.step > self._best_step
+        self._best_step = max(report.step, self._best_step or 0)
+        return progressed
+
+    def _backoff(self, verdict: Verdict) -> float:
+        """How long the next attempt waits before it looks for slices, with jitter."""
+        settings = current_settings()
+        cause = "preemption" if verdict.kind is Kind.PREEMPTED else "infrastructure"
+        average = backoff_seconds(
+            self.spent,
+            verdict,
+            first_seconds=getattr(settings, f"{cause}_backoff_seconds"),
+            longest_seconds=getattr(settings, f"{cause}_backoff_longest_seconds"),
+        )
+        return round(clamped_poisson_interval(average, BACKOFF_CLAMPING), 2) if average else 0.0
+
+    def _tell(self, report: AttemptReport) -> None:
+        """The verdict in the logs, and a state of its own for a loss that is not the function's."""
+        verdict, context = report.verdict, TaskRunContext.get()
+        assert context is not None
+        if verdict.kind in (Kind.CANCELLED, Kind.TIMED_OUT):
+            return
+        text = f"{verdict.cause}; {report.budgets}"
+        get_run_logger().warning("attempt %d %s: %s", report.number, verdict.kind.value, text)
+        if verdict.kind is Kind.PREEMPTED:
+            states.emit(context.task_run, states.PREEMPTED, text)
+        elif verdict.kind is Kind.INFRASTRUCTURE:
+            states.emit(context.task_run, states.HOST_LOST, text)
 
     def _set_retry(self) -> None:
         """Set the clone's retry fields for this cause; the engine reads them after the exception."""
@@ -292,6 +333,13 @@ class GangLaunch:
         artifacts.publish(target, self.reports)
 
 
+def _checkpoint_name(task_run: TaskRun) -> str:
+    """The same for every attempt, and when the flow run is retried, where the task run has another id."""
+    if task_run.flow_run_id is None or not task_run.dynamic_key.isdigit():
+        return str(task_run.id)
+    return f"{task_run.flow_run_id}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', task_run.task_key)}-{task_run.dynamic_key}"
+
+
 def _error(report: AttemptReport, timeout_seconds: float | None) -> Exception:
     """The exception for a verdict whose cause is not an exception of the user's that can be shown."""
     verdict = report.verdict
@@ -300,6 +348,8 @@ def _error(report: AttemptReport, timeout_seconds: float | None) -> Exception:
         case Kind.PREEMPTED:
             return SlicePreemptedError(text, verdict)
         case Kind.INFRASTRUCTURE:
+            if any(one.hung for one in report.evidence):
+                return HangError(text, verdict)
             if any(one.raised is not None for one in report.evidence if one.process_id in verdict.culprits):
                 return HostProcessError(text, verdict)
             return HostLostError(text, verdict)

@@ -24,6 +24,10 @@ class RunnerOptions(TypedDict, total=False):
     resumable: bool
     max_preemptions: int | None
     max_infrastructure_failures: int
+    max_preemptions_without_progress: int
+    preemptible: bool
+    warm_spares: int | None
+    hang_timeout_seconds: float | None
     checkpoint_root: str | Path | None
     lease_timeout_seconds: float | None
     lease_hold_seconds: float | None
@@ -43,18 +47,25 @@ def check_options(options: dict[str, Any]) -> None:
     pool = options["pool"]
     if pool is not None and not isinstance(pool, str | Fleet):
         refuse("pool", "a fleet (LocalFleet, RayFleet) or None")
-    for name, allowed in (("num_slices", 1), ("chips_per_host", 1), ("max_preemptions", 0), ("max_workers", 1)):
+    for name, allowed in (
+        ("num_slices", 1),
+        ("chips_per_host", 1),
+        ("max_preemptions", 0),
+        ("max_workers", 1),
+        ("warm_spares", 0),
+    ):
         value = options[name]
         optional = name != "num_slices" and value is None
         if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < allowed):
             refuse(name, f"a whole number of at least {allowed}" + ("" if name == "num_slices" else ", or None"))
-    value = options["max_infrastructure_failures"]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        refuse("max_infrastructure_failures", "a whole number of at least 0")
+    for name, least in (("max_infrastructure_failures", 0), ("max_preemptions_without_progress", 1)):
+        value = options[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            refuse(name, f"a whole number of at least {least}")
     for name in ("accelerator_type", "topology"):
         if not (options[name] is None or isinstance(options[name], str)):
             refuse(name, 'a string such as "v4"' if name == "accelerator_type" else 'a string such as "2x2x2"')
-    for name in ("flatten", "resumable"):
+    for name in ("flatten", "resumable", "preemptible"):
         if not isinstance(options[name], bool):
             refuse(name, "True or False")
     if options["returns"] not in ("all", "process0"):
@@ -70,3 +81,6 @@ def check_options(options: dict[str, Any]) -> None:
         value = options[name]
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0):
             refuse(name, "a number of seconds, 0 or more, or None")
+    hang = options["hang_timeout_seconds"]
+    if hang is not None and (not isinstance(hang, (int, float)) or isinstance(hang, bool) or hang <= 0):
+        refuse("hang_timeout_seconds", "a number of seconds above 0, or None")

@@ -54,7 +54,42 @@ class TpuSettings(PrefectBaseSettings):
         default=120, gt=0, description="How long jax.distributed.initialize waits for all hosts, in seconds."
     )
     failure_window_seconds: float = Field(
-        default=1.0, ge=0, description="How long other hosts are heard after the first failure, in seconds."
+        default=1.0,
+        ge=0,
+        description="How long other hosts are heard after a failure that may come of another host's, in seconds.",
+    )
+    clear_failure_window_seconds: float = Field(
+        default=0.2,
+        ge=0,
+        description="The same after a lost host or an exception of the function's own, in seconds.",
+    )
+    heartbeat_timeout_seconds: float = Field(
+        default=10.0, gt=1, description="Silence of a host's agent after which the host counts as lost, in seconds."
+    )
+    hang_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Time without a new runtime.report() after which a gang hangs, in seconds; unset: for ever.",
+    )
+    hang_compile_grace_seconds: float = Field(
+        default=1_800.0, ge=0, description="More time, once in an attempt, if a host compiles then, in seconds."
+    )
+    metadata_url: str | None = Field(
+        default=None,
+        description="Cloud metadata server, up to computeMetadata/v1; unset: the usual one, none for simulated slices.",
+    )
+    preemption_progress_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="An attempt that reports no steps has made progress if it ran for so long, in seconds.",
+    )
+    preemption_backoff_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        description="Wait after the second preemption in a row without progress; doubled after each, in seconds.",
+    )
+    preemption_backoff_longest_seconds: float = Field(
+        default=60.0, ge=0, description="Longest wait after a preemption, in seconds."
     )
     cancel_grace_seconds: float = Field(
         default=5.0, ge=0, description="Between SIGTERM and SIGKILL when a gang is cancelled, in seconds."
@@ -82,7 +117,9 @@ class TpuSettings(PrefectBaseSettings):
         default=10.0, gt=0, description="So many seconds' worth of lines may come at once, after a pause, in seconds."
     )
     infrastructure_backoff_seconds: float = Field(
-        default=1.0, ge=0, description="Wait after the first lost host; doubled after each further one, in seconds."
+        default=1.0,
+        ge=0,
+        description="Wait after the second lost host in a row without progress; doubled after each, in seconds.",
     )
     infrastructure_backoff_longest_seconds: float = Field(
         default=60.0, ge=0, description="Longest wait after a lost host, in seconds."

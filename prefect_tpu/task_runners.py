@@ -97,6 +97,12 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         resumable: False: one attempt only, no retry for any cause.
         max_preemptions: attempts that may be lost to preemption; None is unlimited.
         max_infrastructure_failures: attempts that may be lost to hosts that vanish.
+        max_preemptions_without_progress: preemptions in a row in which `runtime.report` saw no new step.
+        preemptible: the slices can be taken away one host at a time, so a host that vanishes was preempted.
+        warm_spares: so many free slices get agents ahead, unreserved, to take a lost one's place at once;
+            None is one for simulated slices and none for others.
+        hang_timeout_seconds: without a new `runtime.report` for so long (after the first) the attempt is
+            ended as hung; None is the setting's value, off by default.
         checkpoint_root: directory (or fsspec URL) that every host sees, for `runtime.current().checkpoint_dir`.
         lease_timeout_seconds: how long to wait for free slices, then SliceUnavailableError.
         lease_hold_seconds: slices are given back while the task's own retry delay is longer than this.
@@ -148,6 +154,10 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         resumable: bool = True,
         max_preemptions: int | None = None,
         max_infrastructure_failures: int = 10,
+        max_preemptions_without_progress: int = 20,
+        preemptible: bool = False,
+        warm_spares: int | None = None,
+        hang_timeout_seconds: float | None = None,
         checkpoint_root: str | Path | None = None,
         lease_timeout_seconds: float | None = None,
         lease_hold_seconds: float | None = None,
@@ -169,6 +179,10 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             "resumable": resumable,
             "max_preemptions": max_preemptions,
             "max_infrastructure_failures": max_infrastructure_failures,
+            "max_preemptions_without_progress": max_preemptions_without_progress,
+            "preemptible": preemptible,
+            "warm_spares": warm_spares,
+            "hang_timeout_seconds": hang_timeout_seconds,
             "checkpoint_root": checkpoint_root,
             "lease_timeout_seconds": lease_timeout_seconds,
             "lease_hold_seconds": lease_hold_seconds,
@@ -212,6 +226,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         return Limits(
             max_preemptions=self._options["max_preemptions"],
             max_infrastructure_failures=self._options["max_infrastructure_failures"],
+            max_preemptions_without_progress=self._options["max_preemptions_without_progress"],
             resumable=self._options["resumable"],
         )
 
@@ -260,14 +275,24 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             return results
         return [results[i : i + hosts_per_slice] for i in range(0, len(results), hosts_per_slice)]
 
-    def plan(self, *, timeout_seconds: float | None, run_id: str, say: Logger) -> GangPlan:
-        """Everything about the gang with the defaults filled in. Connects to nothing."""
+    def plan(self, *, timeout_seconds: float | None, checkpoint_name: str, say: Logger) -> GangPlan:
+        """Everything about the gang with the defaults filled in. Connects to nothing.
+
+        Args:
+            timeout_seconds: the task's own.
+            checkpoint_name: the same for every attempt, and for the same task of a retried flow run.
+            say: where a warning about simulated slices goes.
+        """
         options, settings = self._options, current_settings()
         accelerator_type, topology, chips_per_host = self._slice_kind()
         root = options["checkpoint_root"] or settings.checkpoint_root
         root = root or get_current_settings().home / "tpu" / "checkpoints"
+        fleet = _fleet(options["pool"], say)
+        simulated = isinstance(fleet, LocalFleet)
+        hang_timeout = options["hang_timeout_seconds"]
+        spares = options["warm_spares"]
         return GangPlan(
-            fleet=_fleet(options["pool"], say),
+            fleet=fleet,
             num_slices=options["num_slices"],
             accelerator_type=accelerator_type,
             topology=topology,
@@ -285,11 +310,19 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             launch_timeout_seconds=self._seconds("launch_timeout_seconds"),
             jax_initialization_timeout_seconds=int(settings.jax_initialization_timeout_seconds),
             failure_window_seconds=settings.failure_window_seconds,
+            clear_failure_window_seconds=settings.clear_failure_window_seconds,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+            hang_timeout_seconds=settings.hang_timeout_seconds if hang_timeout is None else hang_timeout,
+            hang_compile_grace_seconds=settings.hang_compile_grace_seconds,
+            lease_hold_seconds=self.lease_hold_seconds,
+            metadata_url=settings.metadata_url or ("" if simulated else None),
+            preemptible=options["preemptible"],
+            warm_spares=int(simulated) if spares is None else spares,
             cancel_grace_seconds=self.cancel_grace_seconds,
             inline_payload_bytes=settings.inline_payload_bytes,
             result_window_bytes=settings.result_window_bytes,
             timeout_seconds=timeout_seconds,
-            checkpoint_dir=f"{str(root).rstrip('/')}/{run_id}",
+            checkpoint_dir=f"{str(root).rstrip('/')}/{checkpoint_name}",
             devices=DeviceCheck(tuple(settings.device_globs), settings.libtpu_lock_file, settings.device_wait_seconds),
             log_lines_per_second=settings.host_log_lines_per_second,
             log_burst_lines=settings.host_log_lines_per_second * settings.log_burst_seconds,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -12,7 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import object_store
 from prefect_tpu.cluster.host import HostSupervisor
-from prefect_tpu.core.host import HostReport, LaunchRequest, Poll
+from prefect_tpu.cluster.lifeline import Heart
+from prefect_tpu.cluster.metadata import MetadataWatcher
+from prefect_tpu.core.host import HostReport, LaunchRequest, Notice, Poll
 
 MAX_CONCURRENT_CALLS = 16
 """A long poll per attempt, and the calls beside it."""
@@ -27,16 +31,32 @@ class Agent:
         sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
         self._host = HostSupervisor()
         self._heart = Heart(ray.util.get_node_ip_address())
+        self._metadata: MetadataWatcher | None = None
+        self._lock = threading.Lock()
         self._notice: Notice | None = None
-        self._metadata = MetadataWatcher(os.environ.get(METADATA_URL_VARIABLE, DEFAULT_URL), self._take_notice)
+
+    def prepare(
+        self, preload: tuple[str, ...], user_env: dict[str, str], payload_bytes: int, metadata_url: str | None
+    ) -> HostReport:
+        """Get ready for an attempt.
+
+        Args:
+            preload: modules that its zygote imports.
+            user_env: the user's variables.
+            payload_bytes: size of arguments that come through the object store, 0 if they do not.
+            metadata_url: of the cloud's metadata server; None for the usual one, "" for none.
+        """
+        object_store.require_room(payload_bytes, "arguments")
+        self._watch(metadata_url)
+        return replace(self._host.prepare(preload, user_env), lifeline_port=self._heart.port)
+
+    def _watch(self, metadata_url: str | None) -> None:
+        with self._lock:
+            if self._metadata is None and metadata_url != "":
+                self._metadata = MetadataWatcher(metadata_url, self._take_notice)
 
     def _take_notice(self, notice: Notice) -> None:
         self._notice = notice
-
-    def prepare(self, preload: tuple[str, ...], user_env: dict[str, str], payload_bytes: int) -> HostReport:
-        """Get ready for an attempt whose arguments come through the object store, if `payload_bytes` is not 0."""
-        object_store.require_room(payload_bytes, "arguments")
-        return replace(self._host.prepare(preload, user_env), lifeline_port=self._heart.port)
 
     def free_ports(self, count: int) -> list[int]:
         return self._host.free_ports(count)
@@ -59,9 +79,7 @@ class Agent:
     def finish(self, attempt_id: str) -> None:
         self._host.finish(attempt_id)
 
-    def notify_drain(
-        self, attempt_id: str, deadline_unix_seconds: float | None, reason: str, tell_jax: bool
-    ) -> None:
+    def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, reason: str, tell_jax: bool) -> None:
         self._host.notify_drain(attempt_id, deadline_unix_seconds, reason, tell_jax)
 
     def stacks(self, attempt_id: str) -> str:
@@ -74,6 +92,8 @@ class Agent:
         self._host.forget(attempt_id)
 
     def close(self) -> None:
+        if self._metadata is not None:
+            self._metadata.stop()
         self._host.close()
 
 

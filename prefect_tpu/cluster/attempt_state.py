@@ -47,6 +47,7 @@ class AttemptOptions:
     heartbeat_timeout_seconds: float
     hang_timeout_seconds: float | None
     hang_compile_grace_seconds: float
+    metadata_url: str | None
     log_level: int = logging.INFO
 
 

@@ -67,7 +67,7 @@ class GangAttempt:
     observer: Observer
     cancelled: Callable[[], bool]
     on_entered: Callable[[], None] = lambda: None
-    on_drain: Callable[[str], None] = lambda name: None
+    on_drain: Callable[[str], None] = lambda _: None
     _hosts: list[HostState] = field(init=False, default_factory=list)
     _polls: dict[Any, HostState] = field(init=False, default_factory=dict)
     _id: str = field(init=False, default="")
@@ -129,7 +129,7 @@ class GangAttempt:
         size = sum(memoryview(one).nbytes for one in self.payload)
         big = size if size > options.inline_payload_bytes else 0
         prepared = self._call_all(
-            lambda host: host.agent.prepare.remote(options.preload, options.user_env, big),
+            lambda host: host.agent.prepare.remote(options.preload, options.user_env, big, options.metadata_url),
             options.agent_start_timeout_seconds,
             "did not get ready",
         )

@@ -122,9 +122,7 @@ class HostSupervisor:
         """
         attempt = self._get(attempt_id)
         if attempt is not None:
-            attempt.command(
-                do="drain", deadline_unix_seconds=deadline_unix_seconds, reason=reason, tell_jax=tell_jax
-            )
+            attempt.command(do="drain", deadline_unix_seconds=deadline_unix_seconds, reason=reason, tell_jax=tell_jax)
 
     def stacks(self, attempt_id: str) -> str:
         """What the attempt's process is doing, for people to read."""

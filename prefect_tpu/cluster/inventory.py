@@ -14,6 +14,9 @@ from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import Host, Slice, numeric_key, order_slices
 from prefect_tpu.core.topology import SliceShape
 
+DRAIN_REASON_PREEMPTION = 2
+"""Of Ray's autoscaler protocol (DrainNodeReason), as a number."""
+
 
 @dataclass(frozen=True, slots=True)
 class SliceStatus:

@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,9 +65,36 @@ class GangLease:
     queue: LeaseQueue
     _released: bool = field(default=False)
 
+    _missing: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.leases.sort(key=lambda one: numeric_key(one.slice.name))
+
     @property
     def gang(self) -> Gang:
-        return Gang(order_slices(tuple(lease.slice for lease in self.leases)))
+        """Its slices; one that has taken another's place has its index, too."""
+        return Gang(tuple(order_slices((lease.slice,))[0] for lease in self.leases))
+
+    @property
+    def missing(self) -> int:
+        """How many slices were dropped and not filled in again."""
+        return len(self._missing)
+
+    def drop(self, slice_names: Collection[str]) -> None:
+        """Give back the slices of these names and keep the others, with their places."""
+        for index, lease in enumerate(self.leases):
+            if lease.slice.name in slice_names and index not in self._missing:
+                lease.release()
+                self._missing.append(index)
+        self.queue.look_again()
+
+    def fill(self, other: GangLease) -> None:
+        """Take over the slices of another lease, in the places of those that were dropped."""
+        for index, lease in zip(sorted(self._missing), other.leases, strict=True):
+            self.leases[index] = lease
+        self._missing = []
+        other._released = True
+        session.release()
 
     def release(self) -> None:
         """Give every slice back."""
@@ -86,7 +113,11 @@ class GangLease:
         each other need not wait for that.
         """
         now = time.monotonic()
-        if linger_seconds <= 0 or any(now - one.reserved_at > LONGEST_HAND_OVER_SECONDS for one in self.leases):
+        if (
+            linger_seconds <= 0
+            or self._missing
+            or any(now - one.reserved_at > LONGEST_HAND_OVER_SECONDS for one in self.leases)
+        ):
             self.release()
         elif not self._released:
             self._released = True

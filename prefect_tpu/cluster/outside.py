@@ -81,9 +81,7 @@ class Outside:
         name = host.member.slice_name
         if deadline_unix_seconds is not None:
             known = self.deadline_unix_seconds
-            self.deadline_unix_seconds = (
-                deadline_unix_seconds if known is None else min(known, deadline_unix_seconds)
-            )
+            self.deadline_unix_seconds = deadline_unix_seconds if known is None else min(known, deadline_unix_seconds)
         if name in self.draining:
             return
         self.draining.add(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -12,19 +13,22 @@ from typing import Any, Literal
 
 import cloudpickle
 
-from prefect_tpu.cluster import pickling, session, tpu
+from prefect_tpu.cluster import inventory, pickling, session, tpu
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, Observer
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.cluster.gang import GangAttempt
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.attempt import Attempt
-from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
+from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback, SliceUnavailableError
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.gang import Host
 from prefect_tpu.core.host import DeviceCheck, Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
+
+log = logging.getLogger("prefect_tpu.gang")
 
 _CONNECTING = threading.Lock()
 """Between a connection and the hold on it no other gang may switch the process to another fleet."""
@@ -54,6 +58,14 @@ class GangPlan:
     launch_timeout_seconds: float
     jax_initialization_timeout_seconds: int
     failure_window_seconds: float
+    clear_failure_window_seconds: float
+    heartbeat_timeout_seconds: float
+    hang_timeout_seconds: float | None
+    hang_compile_grace_seconds: float
+    lease_hold_seconds: float
+    metadata_url: str | None
+    preemptible: bool
+    warm_spares: int
     cancel_grace_seconds: float
     inline_payload_bytes: int
     result_window_bytes: int
@@ -92,6 +104,46 @@ class Ended:
     error: BaseException | None
 
 
+class Ahead:
+    """Slices that are being reserved on a thread of its own, for the next attempt."""
+
+    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int) -> None:
+        self.num_slices = num_slices
+        self._enough = threading.Event()
+        self._lease: GangLease | None = None
+        self._thread = threading.Thread(
+            target=self._work, args=(plan, shape), name="prefect-tpu-reserve-ahead", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, plan: GangPlan, shape: SliceShape) -> None:
+        try:
+            self._lease = QUEUE.acquire(
+                shape,
+                self.num_slices,
+                timeout_seconds=plan.lease_timeout_seconds,
+                fleet=plan.fleet.describe(),
+                cancelled=self._enough.is_set,
+                say=lambda _: None,
+                say_interval_seconds=plan.queue_message_interval_seconds,
+            )
+        except Exception as error:  # noqa: BLE001 - the next attempt looks for itself
+            log.debug("nothing could be reserved ahead: %s", error)
+
+    def take(self) -> GangLease | None:
+        """What was reserved by now, if anything."""
+        self._enough.set()
+        self._thread.join()
+        lease, self._lease = self._lease, None
+        return lease
+
+    def release(self) -> None:
+        """It is not wanted after all."""
+        lease = self.take()
+        if lease is not None:
+            lease.release()
+
+
 @dataclass(slots=True)
 class GangRun:
     """All attempts of one task run. `attempt` blocks its thread; `cancel` may come from any other."""
@@ -100,6 +152,8 @@ class GangRun:
     run_id: str
     _lease: GangLease | None = field(init=False, default=None)
     _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
+    _ahead: Ahead | None = field(init=False, default=None)
+    _spares: list[Host] = field(init=False, default_factory=list)
 
     def cancel(self) -> None:
         """End the attempt that runs, or the wait for slices; every later attempt ends at once."""
@@ -108,8 +162,11 @@ class GangRun:
     def release(self) -> None:
         """Give the slices back. The next attempt, if there is one, leases anew."""
         lease, self._lease = self._lease, None
+        ahead, self._ahead = self._ahead, None
         if lease is not None:
             lease.release()
+        if ahead is not None:
+            ahead.release()
 
     def attempt(self, number: int, call: Call, observer: Observer, *, backoff_seconds: float = 0) -> Ended:
         """Run attempt `number` of this task run on every host, to its end.
@@ -140,7 +197,7 @@ class GangRun:
             attempt = Attempt(number).lease()
             if self._lease is not None and self._lease.generation != session.generation():
                 self.release()  # its cluster has gone since the attempt before
-            lease = self._lease = self._lease or self._acquire(shape, observer)
+            lease = self._complete(shape, observer)
             return self._run(attempt, lease, time.monotonic() - began, shape, payload, observer)
         except BaseException:
             self.release()
@@ -148,17 +205,66 @@ class GangRun:
         finally:
             session.release()
 
-    def _acquire(self, shape: SliceShape, observer: Observer) -> GangLease:
+    def _complete(self, shape: SliceShape, observer: Observer) -> GangLease:
+        """The lease of the attempt before with what it lacks, or a new one.
+
+        Slices are not held for ever while others are missing, or two gangs could wait for each other's.
+        """
+        plan = self.plan
+        give_up = time.monotonic() + plan.lease_timeout_seconds
+        if self._lease is not None and self._lease.missing:
+            ahead, self._ahead = self._ahead, None
+            fresh = ahead.take() if ahead is not None else None
+            if fresh is not None and len(fresh.leases) != self._lease.missing:
+                fresh.release()
+                fresh = None
+            try:
+                hold = min(plan.lease_hold_seconds, plan.lease_timeout_seconds)
+                fresh = fresh or self._acquire(shape, self._lease.missing, hold, observer.say)
+                self._lease.fill(fresh)
+            except SliceUnavailableError:
+                observer.say(f"no replacement within {hold:g} s: the slices that are left are given back")
+                self.release()
+        if self._lease is None:
+            left = max(0.0, give_up - time.monotonic())
+            self._lease = self._acquire(shape, plan.num_slices, left, observer.say)
+        return self._lease
+
+    def _acquire(
+        self, shape: SliceShape, num_slices: int, timeout_seconds: float, say: Callable[[str], None]
+    ) -> GangLease:
         plan = self.plan
         return QUEUE.acquire(
             shape,
-            plan.num_slices,
-            timeout_seconds=plan.lease_timeout_seconds,
+            num_slices,
+            timeout_seconds=timeout_seconds,
             fleet=plan.fleet.describe(),
             cancelled=self._cancelled.is_set,
-            say=observer.say,
+            say=say,
             say_interval_seconds=plan.queue_message_interval_seconds,
         )
+
+    def _reserve_ahead(self, shape: SliceShape, observer: Observer, slice_name: str) -> None:
+        """A slice is about to go: reserve another one while the old one still runs."""
+        count = 1 + (self._ahead.num_slices if self._ahead is not None else 0)
+        if self._ahead is not None:
+            self._ahead.release()
+        observer.say(f"a replacement for {slice_name} is reserved ahead")
+        self._ahead = Ahead(self.plan, shape, count)
+
+    def _warm(self, shape: SliceShape) -> None:
+        """Start agents on free slices, without reserving them, so that a replacement is warm."""
+        if self.plan.warm_spares < 1 or self._spares:
+            return
+        try:
+            spares = inventory.free_slices(shape)[: self.plan.warm_spares]
+            hosts = [host for one in spares for host in one.hosts]
+            plan = self.plan
+            for agent in AGENTS.take(hosts, idle_release_seconds=plan.agent_idle_release_seconds):
+                agent.prepare.remote(plan.preload, plan.env, 0, plan.metadata_url)
+            self._spares = hosts
+        except Exception as error:  # noqa: BLE001 - it only saves time later
+            log.debug("no spare slices are kept warm: %s", error)
 
     def _run(
         self,
@@ -183,19 +289,23 @@ class GangRun:
             options=self._options(gang.num_processes),
             observer=observer,
             cancelled=self._cancelled.is_set,
+            on_entered=lambda: self._warm(shape),
+            on_drain=lambda name: self._reserve_ahead(shape, observer, name),
         )
         try:
             end = one.run()
         finally:
-            AGENTS.give_back(hosts)
+            spares, self._spares = self._spares, []
+            AGENTS.give_back([*hosts, *spares])
             for member in one.unresponsive:
                 AGENTS.drop(member.host)
-            for member in [*one.unresponsive, *one.busy]:
-                QUEUE.suspect(member.slice_name)
-            if one.unresponsive or one.busy:
-                self.release()  # a lost slice's group would wait for it for ever
+            bad = {member.slice_name for member in [*one.unresponsive, *one.busy, *one.draining]}
+            for name in bad:
+                QUEUE.suspect(name)
+            if bad and self._lease is not None:
+                self._lease.drop(bad)  # a lost slice's group would wait for it for ever
         results, evidence = _results(end)
-        verdict = _verdict(end.outcome, evidence)
+        verdict = _verdict(end.outcome, evidence, preemptible=plan.preemptible)
         error = _user_error(evidence, verdict)
         report = AttemptReport(
             number=attempt.number,
@@ -222,6 +332,11 @@ class GangRun:
             user_env=plan.env,
             jax_distributed=(num_processes > 1 and "jax" in plan.preload) if jax == "auto" else jax,
             jax_initialization_timeout_seconds=plan.jax_initialization_timeout_seconds,
+            clear_failure_window_seconds=plan.clear_failure_window_seconds,
+            heartbeat_timeout_seconds=plan.heartbeat_timeout_seconds,
+            hang_timeout_seconds=plan.hang_timeout_seconds,
+            hang_compile_grace_seconds=plan.hang_compile_grace_seconds,
+            metadata_url=plan.metadata_url,
             agent_start_timeout_seconds=plan.agent_start_timeout_seconds,
             launch_timeout_seconds=plan.launch_timeout_seconds,
             agent_poll_seconds=plan.agent_poll_seconds,
@@ -256,14 +371,14 @@ def _results(end: AttemptEnd) -> tuple[list[Any], tuple[HostEvidence, ...]]:
     return results, tuple(evidence)
 
 
-def _verdict(outcome: Kind | None, evidence: tuple[HostEvidence, ...]) -> Verdict:
+def _verdict(outcome: Kind | None, evidence: tuple[HostEvidence, ...], *, preemptible: bool) -> Verdict:
     if outcome is Kind.CANCELLED:
         return Verdict(Kind.CANCELLED, "cancelled")
     if outcome is Kind.TIMED_OUT:
         return Verdict(Kind.TIMED_OUT, "ran longer than timeout_seconds")
     if outcome is Kind.SUCCEEDED and not any(host.raised for host in evidence):
         return Verdict(Kind.SUCCEEDED)  # whatever became of a host after its result was here
-    return decide(evidence)
+    return decide(evidence, preemptible=preemptible)
 
 
 def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseException | None:

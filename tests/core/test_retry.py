@@ -8,18 +8,40 @@ from prefect_tpu.core.retry import Limits, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Kind, Verdict
 
 
-def spend(*kinds: Kind) -> Spent:
+def spend(*kinds: Kind, progressed: bool = False) -> Spent:
     spent = Spent()
     for kind in kinds:
-        spent = spent.charge(Verdict(kind))
+        spent = spent.charge(Verdict(kind), progressed=progressed)
     return spent
 
 
 def test_a_preemption_is_free_for_the_task() -> None:
-    """Unlimited by default, and never the task's own retries."""
-    spent = spend(*[Kind.PREEMPTED] * 500)
+    """Unlimited by default as long as the function gets further, and never the task's own retries."""
+    spent = spend(*[Kind.PREEMPTED] * 500, progressed=True)
     assert decide_retry(Verdict(Kind.PREEMPTED), spent, Limits()).retry is True
-    assert (spent.failures, spent.free_retries) == (0, 500)
+    assert (spent.preemptions, spent.failures) == (500, 0)
+
+
+def test_preemptions_without_progress_end_the_run() -> None:
+    """A crash loop: the k-th in a row, and the reason says what would count as progress."""
+    limits = Limits(max_preemptions_without_progress=3)
+    spent = spend(*[Kind.PREEMPTED] * 2)
+    assert decide_retry(Verdict(Kind.PREEMPTED), spent, limits).retry is True
+    spent = spent.charge(Verdict(Kind.PREEMPTED), progressed=True)
+    assert decide_retry(Verdict(Kind.PREEMPTED), spent, limits).retry is True
+    for _ in range(2):
+        spent = spent.charge(Verdict(Kind.PREEMPTED))
+    decision = decide_retry(Verdict(Kind.PREEMPTED), spent, limits)
+    assert decision.retry is False
+    assert "3 times in a row without progress" in decision.reason
+    assert "runtime.report" in decision.reason
+
+
+def test_the_budgets_in_words() -> None:
+    """What a person reads in Prefect's history."""
+    spent = spend(Kind.PREEMPTED, Kind.PREEMPTED, Kind.INFRASTRUCTURE, Kind.USER_ERROR)
+    assert spent.describe(Limits(), 3) == "preemptions 2, lost hosts 1 of 10, failures 1 of 3"
+    assert spent.describe(Limits(max_preemptions=5), 0).startswith("preemptions 2 of 5, ")
 
 
 @pytest.mark.parametrize(("limit", "happened", "retry"), [(2, 2, True), (2, 3, False), (0, 1, False)])
@@ -49,11 +71,14 @@ def test_not_resumable_is_one_attempt(kind: Kind) -> None:
     assert decide_retry(Verdict(kind), Spent(), Limits(resumable=False)).retry is False
 
 
-def test_backoff_after_lost_hosts_doubles_up_to_a_limit() -> None:
-    """And a preemption waits for nothing but slices."""
+@pytest.mark.parametrize("kind", [Kind.INFRASTRUCTURE, Kind.PREEMPTED])
+def test_backoff_doubles_from_the_second_loss_in_a_row_up_to_a_limit(kind: Kind) -> None:
+    """The first one costs no wait, and neither does one after progress."""
 
-    def wait(count: int, kind: Kind = Kind.INFRASTRUCTURE) -> float:
-        return backoff_seconds(spend(*[kind] * count), Verdict(kind), first_seconds=1, longest_seconds=10)
+    def wait(count: int, *, progressed: bool = False) -> float:
+        spent = spend(*[kind] * count, progressed=progressed)
+        return backoff_seconds(spent, Verdict(kind), first_seconds=1, longest_seconds=10)
 
-    assert [wait(one) for one in (1, 2, 3, 4, 5, 60)] == [1, 2, 4, 8, 10, 10]
-    assert wait(3, Kind.PREEMPTED) == 0
+    assert [wait(one) for one in (1, 2, 3, 4, 5, 6, 60)] == [0, 1, 2, 4, 8, 10, 10]
+    assert wait(9, progressed=True) == 0
+    assert backoff_seconds(spend(*[kind] * 9), Verdict(Kind.USER_ERROR), first_seconds=1, longest_seconds=9) == 0

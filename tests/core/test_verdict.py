@@ -107,6 +107,33 @@ def test_exit_without_a_word_is_a_crash() -> None:
     assert "code 3" in verdict.cause
 
 
+def test_a_notice_makes_what_follows_a_preemption() -> None:
+    """Drained hosts are the culprits, whatever the function raised meanwhile; who returned everywhere has succeeded."""
+    notice = "Ray drains it, notice 30 s"
+    hosts = [host(0, raised=raised()), host(1, stopped_by_us=True), host(2, notice=notice), host(3, notice=notice)]
+    verdict = decide(hosts)
+    assert (verdict.kind, verdict.culprits, verdict.collateral) == (Kind.PREEMPTED, (2, 3), (0, 1))
+    assert notice in verdict.cause
+    assert decide([host(i, returned=True, notice=notice) for i in range(4)]).kind is Kind.SUCCEEDED
+
+
+def test_what_is_raised_because_of_jax_is_no_error_of_its_own() -> None:
+    """A wrapper around "Socket closed" is collateral, too, by the types that it came from."""
+    wrapped = Raised("function", "RuntimeError", "training failed", "", cause_types=("jax.errors.JaxRuntimeError",))
+    verdict = decide([host(0, raised=wrapped), host(1, raised=raised("KeyError"))])
+    assert (verdict.kind, verdict.culprits) == (Kind.USER_ERROR, (1,))
+    verdict = decide([host(0, raised=wrapped), host(1, signal=signal.SIGKILL)])
+    assert (verdict.kind, verdict.culprits) == (Kind.CRASHED_PROCESS, (1,))
+
+
+def test_a_hang_is_infrastructure() -> None:
+    """The hosts that are furthest behind are named, with their step; an own error elsewhere explains it better."""
+    verdict = decide([host(0, stopped_by_us=True), host(1, hung=True, step=7, stopped_by_us=True)])
+    assert (verdict.kind, verdict.culprits) == (Kind.INFRASTRUCTURE, (1,))
+    assert "slice 0 host 1 made no progress for hang_timeout_seconds after step 7" in verdict.cause
+    assert decide([host(0, raised=raised()), host(1, hung=True)]).kind is Kind.USER_ERROR
+
+
 @pytest.mark.parametrize("stage", ["preload", "unpickle", "environment", "result"])
 def test_what_no_repetition_mends_is_fatal(stage: Stage) -> None:
     """Cannot import, cannot unpickle, cannot ship back: never retried."""
@@ -125,6 +152,8 @@ some_host = st.builds(
     gone=st.booleans(),
     preempted=st.booleans(),
     stopped_by_us=st.booleans(),
+    notice=st.sampled_from(["", "Ray drains it"]),
+    hung=st.booleans(),
 )
 
 

@@ -1,0 +1,63 @@
+"""Entries in a task run's history that Prefect's engine does not make itself. The only place that emits them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from prefect.client.schemas.objects import State, StateType
+from prefect.events import emit_event
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import TaskRun
+
+log = logging.getLogger("prefect_tpu.states")
+
+PREEMPTED = "Preempted"
+HOST_LOST = "HostLost"
+MAX_MESSAGE_CHARS = 2_000
+
+_complained = False
+
+
+def emit(task_run: TaskRun, name: str, message: str) -> None:
+    """Add a state to the history of a task run that is about to be retried; best effort, never raises.
+
+    Prefect has no public call for it; without its internal one an event of the same name has the message.
+
+    Args:
+        task_run: whose history it is; it is not changed.
+        name: of the state, PREEMPTED or HOST_LOST.
+        message: what a person reads beside it.
+    """
+    global _complained
+    message = message[:MAX_MESSAGE_CHARS]
+    try:
+        _emit_state(task_run, name, message)
+    except Exception as error:  # noqa: BLE001 - observability must never fail a run
+        log.log(logging.DEBUG if _complained else logging.WARNING, "no state %r in Prefect's history: %r", name, error)
+        _complained = True
+        _emit_event(task_run, name, message)
+
+
+def _emit_state(task_run: TaskRun, name: str, message: str) -> None:
+    from prefect.utilities.engine import emit_task_run_state_change_event
+
+    state: State[None] = State(type=StateType.SCHEDULED, name=name, message=message)
+    state.state_details.task_run_id = task_run.id
+    state.state_details.flow_run_id = task_run.flow_run_id
+    copy = task_run.model_copy(
+        update={"state": state, "state_id": state.id, "state_type": state.type, "state_name": state.name}
+    )
+    emit_task_run_state_change_event(task_run=copy, initial_state=task_run.state, validated_state=state)
+
+
+def _emit_event(task_run: TaskRun, name: str, message: str) -> None:
+    try:
+        emit_event(
+            event=f"prefect-tpu.task-run.{name}",
+            resource={"prefect.resource.id": f"prefect.task-run.{task_run.id}", "prefect.resource.name": task_run.name},
+            payload={"message": message},
+        )
+    except Exception as error:  # noqa: BLE001 - as above
+        log.debug("no event either: %r", error)
