@@ -58,7 +58,10 @@ def fetch(
     try:
         object_store.require_room(min(window_bytes, sum(host.result_bytes for host in hosts)), "results")
         coming = [_Coming(host, _own_memory(host.result_bytes)) for host in hosts]
-    except (TransferError, MemoryError, OSError) as error:
+    except TransferError as error:
+        hosts[0].raised = Raised("transfer", "TransferError", str(error), "")
+        return
+    except (MemoryError, OSError) as error:
         hosts[0].raised = Raised("transfer", type(error).__name__, f"no memory for it in the driver: {error}", "")
         return
     to_ask, out, out_bytes = deque(coming), dict[Any, tuple[_Coming, int, int]](), 0
