@@ -130,9 +130,9 @@ class TpuSettings(PrefectBaseSettings):
         description="Arguments up to this size go with the call, bigger ones by the object store.",
     )
     result_window_bytes: int = Field(
-        default=2 * 1024**3,
+        default=256 * 1024**2,
         gt=0,
-        description="Results on their way to the driver at the same time, in bytes; a bigger one comes alone.",
+        description="Pieces of results that are on their way to the driver at the same time, in bytes.",
     )
 
 

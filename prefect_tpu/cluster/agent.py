@@ -18,6 +18,8 @@ from prefect_tpu.cluster.lifeline import Heart
 from prefect_tpu.cluster.metadata import MetadataWatcher
 from prefect_tpu.core.host import HostReport, LaunchRequest, Notice, Poll
 
+SMALL_PIECE_BYTES = 64 * 1024
+"""Goes back with the answer."""
 MAX_CONCURRENT_CALLS = 16
 """A long poll per attempt, and the calls beside it."""
 
@@ -68,13 +70,15 @@ class Agent:
     def poll(self, attempt_id: str, after: int, timeout_seconds: float) -> Poll:
         return replace(self._host.poll(attempt_id, after, timeout_seconds), notice=self._notice)
 
-    def result(self, attempt_id: str) -> list[Any]:
-        """Arrays of uint8 over the child's own pages: the object store makes the only copy."""
+    def result(self, attempt_id: str, offset: int, size: int) -> Any:
+        """A piece of the pickled result: an array of uint8 over the child's own pages, or bytes if it is small."""
+        view = self._host.result(attempt_id)[offset : offset + size]
+        if size <= SMALL_PIECE_BYTES:
+            return bytes(view)
         import numpy  # not sooner: it would hold up the first call of every gang
 
-        views = self._host.result(attempt_id)
-        object_store.require_room(sum(view.nbytes for view in views), "a result")
-        return [numpy.frombuffer(view, dtype=numpy.uint8) for view in views]
+        object_store.require_room(size, "a result")
+        return numpy.frombuffer(view, dtype=numpy.uint8)
 
     def finish(self, attempt_id: str) -> None:
         self._host.finish(attempt_id)

@@ -6,7 +6,6 @@ import errno
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError, RayError, RayTaskError
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import inventory, object_store, session
+from prefect_tpu.cluster import inventory, object_store, results, session
 from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
 from prefect_tpu.cluster.outside import Outside
 from prefect_tpu.core.attempt import Attempt
@@ -316,41 +315,21 @@ class GangAttempt:
     # -- ending
 
     def _gather(self) -> bool:
-        """Fetch the results; False if a host was lost on the way, or there is no room for its result here.
-
-        Small ones all at once; of big ones no more are on their way than `result_window_bytes`, or a single
-        one: until it has its own copy the driver's host has each of them twice.
-        """
+        """Fetch the results; False if a host was lost on the way, or there is no room for its result here."""
         wanted = self._hosts[:1] if self.options.process0_only else self._hosts
-        waiting, coming = deque(wanted), dict[Any, HostState]()
-        while (waiting or coming) and not any(host.failed for host in wanted):
-            while waiting:
-                size = waiting[0].result_bytes
-                if (
-                    coming
-                    and size + sum(host.result_bytes for host in coming.values()) > self.options.result_window_bytes
-                ):
-                    break
-                host = waiting.popleft()
-                try:
-                    object_store.require_room(size, "a result")
-                except TransferError as error:
-                    host.raised = Raised("transfer", "TransferError", str(error), "")
-                    break
-                coming[host.agent.result.remote(self._id)] = host
-            ready, _ = ray.wait(list(coming), num_returns=1, timeout=WAIT_SECONDS) if coming else ([], [])
-            self._look_outside()
-            for ref in ready:
-                host = coming.pop(ref)
-                buffers = self._call(host, ref)
-                try:
-                    # Out of the object store, which is free again then, into memory that can be written to.
-                    host.buffers = None if buffers is None else [_own_copy(one) for one in buffers]
-                except MemoryError as error:
-                    host.raised = Raised("transfer", "MemoryError", f"no memory for it in the driver {error}", "")
-            if self.cancelled() or self._disconnected():
-                break
+        results.fetch(
+            wanted,
+            self._id,
+            self._call,
+            self._go_on,
+            window_bytes=self.options.result_window_bytes,
+            wait_seconds=WAIT_SECONDS,
+        )
         return all(host.buffers is not None for host in wanted)
+
+    def _go_on(self) -> bool:
+        self._look_outside()
+        return not self.cancelled() and not self._disconnected()
 
     def _stop(self, outcome: Kind | None) -> None:
         """The barrier: nothing of this attempt lives when it returns."""
@@ -475,13 +454,6 @@ def _ship(payload: list[Any], big_bytes: int) -> Any:
         return ray.put([np.frombuffer(one, dtype=np.uint8) for one in payload])
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise TransferError(f"Ray's object store takes no arguments of {big_bytes / 1e9:.2f} GB: {error}") from error
-
-
-def _own_copy(buffer: Any) -> memoryview:
-    """NumPy asks the kernel for huge pages, so this takes half the time of a bytearray."""
-    copy = np.empty(memoryview(buffer).nbytes, np.uint8)
-    copy[:] = np.frombuffer(buffer, np.uint8)
-    return copy.data
 
 
 def _is_full(error: BaseException) -> bool:

@@ -95,12 +95,12 @@ class HostSupervisor:
             attempt = self._attempts[attempt_id]
         return attempt.events.poll(after, max(0.0, deadline - time.monotonic()))
 
-    def result(self, attempt_id: str) -> list[memoryview]:
-        """The pickled result, mapped, not copied. Only after `Returned`."""
+    def result(self, attempt_id: str) -> memoryview:
+        """The pickled result as `payload.parse` takes it, mapped, not copied. Only after `Returned`."""
         attempt = self._get(attempt_id)
         if attempt is None or not attempt.returned or attempt.result_file < 0:
             raise HostProcessError(f"attempt {attempt_id} has no result on this host")
-        return payload.read(attempt.result_file)
+        return payload.content(attempt.result_file)
 
     def finish(self, attempt_id: str) -> None:
         """The result is taken: let the process shut JAX down and exit, for at most `EXIT_GRACE_SECONDS`."""

@@ -47,7 +47,16 @@ def read(descriptor: int, *, writable: bool = False) -> list[memoryview]:
     if size == 0:
         return []
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    whole = memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=protection))
+    return parse(memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=protection)))
+
+
+def content(descriptor: int) -> memoryview:
+    """The whole file, mapped."""
+    return memoryview(mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
+
+
+def parse(whole: memoryview) -> list[memoryview]:
+    """The buffers inside the content of such a file."""
     (count,) = struct.unpack_from("<Q", whole)
     sizes = struct.unpack_from(f"<{count}Q", whole, 8)
     offset, views = 8 * (count + 1), []

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from prefect_tpu.cluster import pickling, processes
+from prefect_tpu.cluster import payload, pickling, processes
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.host import Event, Exited, JaxInit, LaunchRequest, LogLine, LogRecord, Raised, Returned
 
@@ -75,7 +75,7 @@ class Run:
         """Wait for the result, fetch it, let the process go."""
         ended = self.until_type(Returned, Raised, Exited)
         assert isinstance(ended, Returned), self.events
-        result = pickling.loads(self.host.result(self.id))
+        result = pickling.loads(payload.parse(self.host.result(self.id)))
         self.host.finish(self.id)
         self.exited()
         return result

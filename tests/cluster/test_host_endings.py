@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from prefect_tpu.cluster import host as host_module
-from prefect_tpu.cluster import host_attempt, pickling, processes
+from prefect_tpu.cluster import host_attempt, payload, pickling, processes
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import HostProcessError
 from prefect_tpu.core.host import Exited, LogLine, Raised, Returned
@@ -346,7 +346,7 @@ def test_memory_of_a_result_is_given_back(host: HostSupervisor) -> None:
     for _ in range(5):
         run = Run(host, fn)
         run.until_type(Returned)
-        views = host.result(run.id)
+        views = payload.parse(host.result(run.id))
         host.finish(run.id)
         run.exited()
     assert len(pickling.loads(views)) == 1_000_000

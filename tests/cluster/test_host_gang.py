@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prefect_tpu.cluster import pickling
+from prefect_tpu.cluster import payload, pickling
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.host import Exited, Phase, Raised, Returned
 from tests.cluster.host_support import Run, jax_init, supervisor
@@ -44,7 +44,7 @@ def values(runs: list[Run]) -> list[Any]:
     for run in runs:
         ended = run.until_type(Returned, Raised, Exited)
         assert isinstance(ended, Returned), run.events
-    results = [pickling.loads(run.host.result(run.id)) for run in runs]
+    results = [pickling.loads(payload.parse(run.host.result(run.id))) for run in runs]
     for run in runs:
         run.host.finish(run.id)
     for run in runs:
@@ -186,7 +186,7 @@ def test_result_survives_a_peer_that_dies_before_the_end(hosts: list[HostSupervi
     os.kill(second.pid, signal.SIGKILL)
     started = time.monotonic()
     first.host.finish(first.id)
-    assert pickling.loads(first.host.result(first.id)) == first.pid
+    assert pickling.loads(payload.parse(first.host.result(first.id))) == first.pid
     first.exited()
     second.exited()
     assert time.monotonic() - started < 15

@@ -13,7 +13,7 @@ import numpy
 import pytest
 
 from prefect_tpu.cluster import host as host_module
-from prefect_tpu.cluster import pickling, streams
+from prefect_tpu.cluster import payload, pickling, streams
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
 from prefect_tpu.core.host import Exited, Phase, Poll, Progress, Returned
@@ -396,7 +396,7 @@ def test_payload_and_result_as_arrays_of_bytes(host: HostSupervisor) -> None:
     host.poll(request.attempt_id, 0, 5.0)
     while not host._attempts[request.attempt_id].returned:
         time.sleep(0.01)
-    views = [numpy.frombuffer(one, dtype=numpy.uint8) for one in host.result(request.attempt_id)]
+    views = [numpy.frombuffer(one, dtype=numpy.uint8) for one in payload.parse(host.result(request.attempt_id))]
     host.finish(request.attempt_id)
     host.forget(request.attempt_id)
     assert pickling.loads(views) == 3  # the views outlive the attempt
