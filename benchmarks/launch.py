@@ -101,7 +101,7 @@ def launch(
         plot_path: file for the plot; by default launch.png beside the JSON file, else in the current directory.
         eformer_python: a Python that has eFormer; by default one is installed into the user's cache directory.
     """
-    chosen, wanted = _chosen("systems", systems, CASES_OF), _chosen("cases", cases, ALL_CASES)
+    chosen, wanted = choose("systems", systems, CASES_OF), choose("cases", cases, ALL_CASES)
     if min(repeats, first_repeats, noop_repeats) < 1:
         sys.exit("--repeats, --first-repeats and --noop-repeats must be at least 1")
     if importlib.util.find_spec("matplotlib") is None:
@@ -112,7 +112,7 @@ def launch(
     findings = Findings([row for row in rows if row.case in wanted and row.system in chosen])
     findings.versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     findings.versions["python"] = platform.python_version()
-    machine = _machine()
+    machine = describe_machine()
     counts = {"first": first_repeats, "warm": repeats, "noop": noop_repeats}
     measured = dict.fromkeys("prefect_tpu" if one == "thread_pool" else one for one in chosen)
     rows_of = {
@@ -126,9 +126,9 @@ def launch(
         if not row.seconds and not row.skipped:
             row.skipped = "its script ended without a run of this case"
     console = Console()
-    print_tables(findings.rows, findings.memory, console)
+    print_tables("Launch: two slices of two hosts, four JAX devices each", findings.rows, findings.memory, console)
     if json is not None:
-        json.write_text(json_format.dumps(_results(findings, machine), indent=1) + "\n")
+        json.write_text(json_format.dumps(as_results(findings, machine), indent=1) + "\n")
         tell(f"results: {json}")
     if any(row.seconds for row in findings.rows):
         plot_path = plot_path or (json.parent if json else Path()) / "launch.png"
@@ -178,7 +178,8 @@ def _run(
         run(peer, hear)
 
 
-def _results(findings: Findings, machine: dict[str, Any]) -> dict[str, Any]:
+def as_results(findings: Findings, machine: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON file has."""
     return {
         "machine": machine,
         "versions": findings.versions,
@@ -188,7 +189,8 @@ def _results(findings: Findings, machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """Where and when."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "system": platform.platform(),
@@ -198,7 +200,8 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _chosen(option: str, given: str, known: Iterable[str]) -> list[str]:
+def choose(option: str, given: str, known: Iterable[str]) -> list[str]:
+    """What was asked for, or the end of the program with what there is."""
     chosen = [one.strip() for one in given.split(",") if one.strip()]
     unknown = [one for one in chosen if one not in known]
     if unknown or not chosen:

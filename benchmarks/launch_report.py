@@ -1,4 +1,4 @@
-"""What the launch benchmark found: rows, JSON, tables, and a plot."""
+"""What a benchmark found: rows, JSON, tables, and a plot."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ TITLES = {
     "first": "first call, up to the first collective on all hosts",
     "warm": "the same call again",
     "noop": "a task that does nothing, from submit to result",
+    "host_killed": "a host is lost: until the function runs on all hosts again",
+    "verdict": "a host is lost: until the driver says what happened",
+    "user_error": "the function raises on one host: until it runs on all hosts again",
 }
 
 
@@ -67,9 +70,9 @@ def beyond_thread_pool_seconds(rows: Sequence[Row]) -> float | None:
     return noops[REFERENCE] - noops["thread_pool"]
 
 
-def print_tables(rows: Sequence[Row], memory: Sequence[dict[str, Any]], console: Console) -> None:
+def print_tables(title: str, rows: Sequence[Row], memory: Sequence[dict[str, Any]], console: Console) -> None:
     """Times, phases, memory."""
-    table = Table(title="Launch: two slices of two hosts, four JAX devices each")
+    table = Table(title=title)
     for name in ("case", "system"):
         table.add_column(name)
     for name in ("median s", "min .. max s", "runs", "x prefect_tpu"):

@@ -7,6 +7,7 @@ is scikit-learn's digits (1,797 images of 8 x 8 pixels), which ships inside the 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from prefect import flow, task
@@ -20,6 +21,7 @@ GLOBAL_BATCH = 256
 CHECKPOINT_EVERY_STEPS = 100
 LEARNING_RATE = 5e-3
 SEED = 0
+PRELOAD = ("jax", "numpy", "cloudpickle", "optax", "orbax.checkpoint", "sklearn.datasets")
 
 
 def load_digits() -> tuple[Any, Any, Any, Any]:
@@ -34,16 +36,19 @@ def load_digits() -> tuple[Any, Any, Any, Any]:
     return train_x.astype(np.float32), train_y.astype(np.int32), test_x.astype(np.float32), test_y.astype(np.int32)
 
 
-@prefect_tpu.task(
-    task_runner=TpuMultisliceRunner(
-        pool=LocalFleet(slices=2, accelerator_type="v4", topology="2x2x2"),
-        num_slices=2,
-        preload=("jax", "numpy", "cloudpickle", "optax", "orbax.checkpoint", "sklearn.datasets"),
-    ),
-    retries=2,
-)
-def train(steps: int) -> dict[str, float]:
-    """Runs once per host, on every host of both slices; every host returns the same loss and accuracy."""
+def train_to(
+    steps: int, checkpoint_every_steps: int = CHECKPOINT_EVERY_STEPS, after_step: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Train up to a step, from the newest checkpoint if there is one; on every host of the gang at the same time.
+
+    Args:
+        steps: how many there are to be in the end.
+        checkpoint_every_steps: how many are lost at most when a slice goes.
+        after_step: called on every host with the number of the step that is done.
+
+    Returns:
+        Loss of the last batch, test accuracy, and all parameters as one float32 vector.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -117,10 +122,24 @@ def train(steps: int) -> dict[str, float]:
             loss.block_until_ready()  # simulated slices share few CPU threads: one collective at a time
             if step % 10 == 0 or step == steps:
                 runtime.report(step=step, loss=loss)
-            if step % CHECKPOINT_EVERY_STEPS == 0 or step == steps:
+            if step % checkpoint_every_steps == 0 or step == steps:
                 checkpoints.save(step, args=ocp.args.StandardSave(to_keep()))
+            if after_step is not None:
+                after_step(step)
         checkpoints.wait_until_finished()
-    return {"loss": float(loss), "accuracy": float(accuracy_of(params))}
+    return {"loss": float(loss), "accuracy": float(accuracy_of(params)), "params": np.asarray(params)}
+
+
+@prefect_tpu.task(
+    task_runner=TpuMultisliceRunner(
+        pool=LocalFleet(slices=2, accelerator_type="v4", topology="2x2x2"), num_slices=2, preload=PRELOAD
+    ),
+    retries=2,
+)
+def train(steps: int) -> dict[str, float]:
+    """Runs once per host, on every host of both slices; every host returns the same loss and accuracy."""
+    trained = train_to(steps)
+    return {"loss": trained["loss"], "accuracy": trained["accuracy"]}
 
 
 @task

@@ -1,0 +1,87 @@
+"""A slice gets notice before it goes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from prefect_tpu.cluster import inventory
+from tests.chaos.conftest import Chaos
+from tests.chaos.test_losses import went_on
+from tests.cluster.metadata_server import MetadataServer
+from tests.prefect.test_prefect_sees import log_messages
+
+
+def test_a_slice_is_drained_and_killed_at_its_deadline(chaos: Chaos) -> None:
+    """The function takes no notice: the attempt is ended at the deadline, and the replacement is there already."""
+    told: list[float] = []
+
+    def drain(one: Chaos) -> None:
+        name = one.ready()[1]
+        told.append(time.time())
+        one.fleet.drain(name, 4)
+
+    story = chaos.play(drain)
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    message = dict(story.history)["Preempted"]
+    assert "Ray drains it, notice" in message
+    lines = [text for _, text in log_messages(chaos.client, story.run.id, "is reserved ahead")]
+    assert any("will be taken away in" in text for text in lines)
+
+
+def test_the_function_leaves_before_the_deadline(chaos: Chaos) -> None:
+    """runtime.leave() once `draining` is seen: the next attempt need not wait for the deadline."""
+    began: list[float] = []
+
+    def drain(one: Chaos) -> None:
+        name = one.ready()[0]
+        began.append(time.monotonic())
+        one.fleet.drain(name, 60)
+
+    story = chaos.play(drain, then="leave")
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    assert time.monotonic() - began[0] < 50, "it has waited for the deadline"
+
+
+def test_jax_agrees_on_the_step_to_leave_at(chaos: Chaos) -> None:
+    """reached_preemption_sync_point is true on all hosts at the same step."""
+    story = chaos.play(lambda one: one.fleet.drain(one.ready()[1], 60), then="sync point")
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    steps = {(chaos.folder / f"sync-{number}").read_text() for number in range(4)}
+    assert len(steps) == 1
+
+
+def test_a_run_that_ends_before_the_deadline_has_succeeded(chaos: Chaos) -> None:
+    """Success beats a notice; what was reserved ahead is given back."""
+    story = chaos.play(lambda one: one.fleet.drain(one.ready()[1], 60), then="until draining")
+    assert story.state.is_completed()
+    assert story.run.run_count == 1
+    assert story.states == ["Pending", "Running", "Completed"]
+    assert story.outcomes(1) == {"SUCCEEDED"}
+
+
+def test_the_clouds_notice_drains_the_whole_slice(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the metadata server: every host of the slices that hear it is drained in Ray, and the function is told."""
+    server = MetadataServer()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_METADATA_URL", server.url)
+    seen: list[int] = []
+
+    def preempt(one: Chaos) -> None:
+        one.ready()
+        server.set("instance/preempted", "TRUE")  # to all hosts: they share this machine
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and len(inventory.draining()) < 4:
+            time.sleep(0.05)
+        seen.append(len(inventory.draining()))
+        server.set("instance/preempted", "FALSE")
+        for name in {*one.ready()}:
+            one.fleet.restore(name)
+
+    try:
+        story = chaos.play(preempt, then="leave")
+    finally:
+        server.end()
+    assert seen == [4]
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    assert "GCE preempts this host" in dict(story.history)["Preempted"]
