@@ -218,15 +218,17 @@ class GangRun:
             if fresh is not None and len(fresh.leases) != self._lease.missing:
                 fresh.release()
                 fresh = None
+            hold = min(plan.lease_hold_seconds, plan.lease_timeout_seconds)
             try:
-                hold = min(plan.lease_hold_seconds, plan.lease_timeout_seconds)
                 fresh = fresh or self._acquire(shape, self._lease.missing, hold, observer.say)
                 self._lease.fill(fresh)
             except SliceUnavailableError:
+                if hold == plan.lease_timeout_seconds:
+                    raise
                 observer.say(f"no replacement within {hold:g} s: the slices that are left are given back")
                 self.release()
         if self._lease is None:
-            left = max(0.0, give_up - time.monotonic())
+            left = round(max(0.0, give_up - time.monotonic()), 1)
             self._lease = self._acquire(shape, plan.num_slices, left, observer.say)
         return self._lease
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -64,6 +65,7 @@ def test_a_run_that_ends_before_the_deadline_has_succeeded(chaos: Chaos) -> None
 def test_the_clouds_notice_drains_the_whole_slice(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the metadata server: every host of the slices that hear it is drained in Ray, and the function is told."""
     server = MetadataServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_METADATA_URL", server.url)
     seen: list[int] = []
 
@@ -75,7 +77,8 @@ def test_the_clouds_notice_drains_the_whole_slice(chaos: Chaos, monkeypatch: pyt
             time.sleep(0.05)
         seen.append(len(inventory.draining()))
         server.set("instance/preempted", "FALSE")
-        for name in {*one.ready()}:
+        for name in one.ready():  # Ray cannot take a drain back: these machines go, and others come
+            one.fleet.preempt(name)
             one.fleet.restore(name)
 
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -77,11 +76,8 @@ def test_two_slices_are_lost_at_the_same_moment(chaos: Chaos) -> None:
 
     def preempt_both(one: Chaos) -> None:
         names = one.ready()
-        threads = [threading.Thread(target=one.fleet.preempt, args=(name,)) for name in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for pid in [pid for name in names for host in (0, 1) for pid in one.on_host(f"{name}/{host}")]:
+            os.kill(pid, signal.SIGKILL)
         time.sleep(2)
         one.fleet.restore(names[0])
 
