@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import channel, devices, payload, ports, stacks
+from prefect_tpu.cluster import channel, devices, payload, ports, processes, stacks
 from prefect_tpu.cluster.host_attempt import EXIT_GRACE_SECONDS, HostAttempt
 from prefect_tpu.cluster.reactor import Reactor
 from prefect_tpu.cluster.zygote_process import Key, Zygote, key_of
@@ -28,6 +28,7 @@ log = logging.getLogger("prefect_tpu.host")
 MAX_ZYGOTES = 2
 FORK_TIMEOUT_SECONDS = 60.0
 CLOSE_TIMEOUT_SECONDS = 5.0
+CLOSE_LOOK_SECONDS = 0.01
 KILL_REPEAT_SECONDS = 1.0
 MAX_FORGOTTEN_ATTEMPTS = 1_000
 
@@ -180,6 +181,10 @@ class HostSupervisor:
         if not gone:
             for zygote in living:
                 zygote.die()
+        give_up = time.monotonic() + CLOSE_TIMEOUT_SECONDS
+        # Its end is seen by its pipes, which the kernel closes a moment before the process is gone.
+        while any(processes.is_alive(zygote.pid) for zygote in living if zygote.pid) and time.monotonic() < give_up:
+            time.sleep(CLOSE_LOOK_SECONDS)
         self._reactor.close()
 
     # -- inside

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 ZYGOTE_MARK = "_PREFECT_TPU_ZYGOTE"
 """Variable in the environment of a zygote, so of every process that comes from it, by fork or exec."""
@@ -50,6 +51,14 @@ def snapshot() -> Table:
         pid = int(name)
         table[pid] = Process(pid, int(parent), int(session), state.decode() not in _GONE_STATES)
     return table
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process and it has not ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 def descendants(table: Table, root: int) -> set[int]:

@@ -382,7 +382,7 @@ def test_results_of_another_shape_are_no_hits(fleet: LocalFleet, tmp_path: Path)
         return runtime.current().num_slices
 
     def made_with(cached: Any, **options: Any) -> Any:
-        common: dict[str, Any] = {"pool": fleet, "jax_distributed": False, "lease_timeout_seconds": 0}
+        common: dict[str, Any] = {"pool": fleet, "jax_distributed": False}
         again: Any = cached.with_options(task_runner=TpuMultisliceRunner(**(common | options)))
         state = again(str(calls), return_state=True)
         return state.name if state.is_failed() else (state.name, state.result())
@@ -395,8 +395,8 @@ def test_results_of_another_shape_are_no_hits(fleet: LocalFleet, tmp_path: Path)
         assert made_with(cached, flatten=False) == ("Completed", [[1, 1]])
         assert made_with(cached, returns="process0") == ("Completed", 1)
         assert made_with(cached, num_slices=2) == ("Completed", [2, 2, 2, 2])
-        assert made_with(cached, topology="2x2x1") == "Failed", "no such slice: it was looked for"
-        assert made_with(cached, chips_per_host=2) == "Failed"
+        assert made_with(cached, topology="2x2x1", lease_timeout_seconds=0) == "Failed", "it was looked for"
+        assert made_with(cached, chips_per_host=2, lease_timeout_seconds=0) == "Failed"
         assert made_with(cached, num_slices=2) == ("Cached", [2, 2, 2, 2])
         assert len(calls.read_text()) == 4 * number
     never_cached = first.with_options(cache_policy=NO_CACHE)
