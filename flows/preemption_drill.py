@@ -62,14 +62,16 @@ def train(steps: int, folder: str | None) -> dict[str, Any]:
 
 
 def make_faults(folder: str) -> None:
-    """In the driver: take the slice, then a host of the slice, that process 0 runs on."""
+    """In the driver: take the slice that process 0 runs on, then one host of it; new ones come up later."""
     for step, host in ((LOSE_SLICE_AT, ""), (LOSE_HOST_AT, "/1")):
         announced, give_up = Path(folder, str(step)), time.monotonic() + WAIT_SECONDS
         while not announced.exists():
             if time.monotonic() > give_up:
                 return
             time.sleep(0.1)
-        FLEET.preempt(announced.read_text() + host)
+        lost = announced.read_text() + host
+        FLEET.preempt(lost)
+        FLEET.restore(lost)  # a new machine comes up in its place, for the next loss
 
 
 def print_ledger(task_run_id: Any) -> None:
