@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import replace
@@ -17,30 +18,25 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
-from prefect.task_engine import TaskRunTimeoutError
 from prefect.utilities.math import clamped_poisson_interval
 
-from prefect_tpu import artifacts, states
+from prefect_tpu import states
 from prefect_tpu.cluster import pickling
 from prefect_tpu.cluster.gang import BARRIER_MARGIN_SECONDS
 from prefect_tpu.cluster.run import Call, Ended, GangRun
 from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
-    GangTimeoutError,
-    HangError,
-    HostLostError,
-    HostProcessError,
     RetriesExhaustedError,
-    SlicePreemptedError,
     SliceUnavailableError,
 )
-from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.retry import Decision, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Kind, Verdict
-from prefect_tpu.logs import RunLog
+from prefect_tpu.failures import as_exception
+from prefect_tpu.logs import Logger, RunLog
+from prefect_tpu.observer import RunObserver
 from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
@@ -54,9 +50,7 @@ BACKOFF_CLAMPING = 0.3
 LOOK_SECONDS = 0.2
 """How often the engine's thread looks whether it is to stop, while the gang runs on a thread of its own."""
 
-
-class TaskTimeoutError(GangTimeoutError, TaskRunTimeoutError):
-    """GangTimeoutError that Prefect's engine knows as its own kind of timeout."""
+_COUNTING = threading.Lock()
 
 
 class GangLaunch:
@@ -68,6 +62,7 @@ class GangLaunch:
         self.timeout_seconds = task.timeout_seconds
         self.spent = Spent()
         self.reports: list[AttemptReport] = []
+        self._call_number = _call_number(task.name)
         self._user_retries = task.retries
         self._best_step: int | None = None
         self._user_delay = task.retry_delay_seconds
@@ -80,6 +75,8 @@ class GangLaunch:
         self._flow_had_ended = False
         self._cancelled = threading.Event()
         self._run: GangRun | None = None
+        self._observer: RunObserver | None = None
+        self._began = 0.0
 
     # -- from outside
 
@@ -96,6 +93,9 @@ class GangLaunch:
         if self._run is not None:
             self._run.cancel()
             self._run.release()
+        if self._observer is not None:
+            self._observer.closed(self.reports, self.spent.describe(self.runner.limits, self._user_retries))
+            self._observer = None
         self.reports = []
 
     def retry_condition(self) -> Callable[..., Any]:
@@ -181,7 +181,7 @@ class GangLaunch:
         if self._run is None:
             plan = self.runner.plan(
                 timeout_seconds=self.timeout_seconds,
-                checkpoint_name=_checkpoint_name(context.task_run),
+                checkpoint_name=self._checkpoint_name(context.task_run),
                 say=logger,
             )
             self._run = GangRun(plan, run_id=run_id)
@@ -194,16 +194,15 @@ class GangLaunch:
         number = self._attempts  # never used twice, whatever an attempt ends with: hosts know attempts by it
         self._flow_had_ended = self._flow_ended_badly()
         call = Call(body, args, kwargs, pickling.project_root_of(body))
-        settings = current_settings()
-        lines_per_second = settings.gang_log_lines_per_second
-        run_log = RunLog(logger, RateLimit(lines_per_second, lines_per_second * settings.log_burst_seconds))
+        observer = self._observer = self._observer or self._observe(context.task_run, logger)
+        self._began = time.time()
 
         def work() -> None:
             try:
                 try:
-                    ended = run.attempt(number, call, run_log, backoff_seconds=backoff_seconds)
+                    ended = run.attempt(number, call, observer, backoff_seconds=backoff_seconds)
                 finally:
-                    run_log.flush()
+                    observer.flush()
             except BaseException as error:  # noqa: BLE001 - it is raised again on the engine's thread
                 self._running = False
                 future.set_exception(error)
@@ -216,6 +215,18 @@ class GangLaunch:
         threading.Thread(
             target=copy_context().run, args=(work,), name=f"gang-{context.task_run.name}", daemon=True
         ).start()
+
+    def _observe(self, task_run: TaskRun, logger: Logger) -> RunObserver:
+        settings = current_settings()
+        lines = settings.gang_log_lines_per_second
+        run_log = RunLog(logger, RateLimit(lines, lines * settings.log_burst_seconds))
+        return RunObserver(run_log, self.task.name, task_run.name, task_run.id, task_run.flow_run_id)
+
+    def _checkpoint_name(self, task_run: TaskRun) -> str:
+        """The same for every attempt, and when the flow run is retried, where the task run has another id."""
+        if task_run.flow_run_id is None:
+            return str(task_run.id)
+        return f"{task_run.flow_run_id}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.name)}-{self._call_number}"
 
     def _look(self) -> None:
         """Stop if the flow run that this task run belongs to has ended badly, or the process is ending.
@@ -233,9 +244,12 @@ class GangLaunch:
         state = flow.flow_run.state if flow is not None and flow.flow_run is not None else None
         return state is not None and not state.is_completed() and (state.is_final() or state.is_scheduled())
 
-    def _record(self, report: AttemptReport) -> None:
+    def _record(self, report: AttemptReport, *, again: bool = False) -> None:
+        """Put the attempt into the ledger, and show it."""
+        report = replace(report, budgets=self.spent.describe(self.runner.limits, self._user_retries))
         self.reports.append(report)
-        self._publish()
+        if self._observer is not None:
+            self._observer.ended(self.reports, again=again, budgets=report.budgets)
 
     def _record_interrupted(self, future: concurrent.futures.Future[Ended]) -> None:
         """An attempt that was ended from outside is in the table too."""
@@ -245,8 +259,10 @@ class GangLaunch:
     def _conclude(self, future: concurrent.futures.Future[Ended]) -> Any:
         try:
             ended = future.result()
-        except (ConfigurationError, SliceUnavailableError):
+        except (ConfigurationError, SliceUnavailableError) as error:
             self._decision = Decision(False)  # no repetition mends it; the capacity deadline is a budget of its own
+            if isinstance(error, SliceUnavailableError):
+                self._record(self._unprovisioned(error))
             raise
         except GangCancelledError as error:
             raise asyncio.CancelledError("the gang was cancelled") from error
@@ -257,26 +273,44 @@ class GangLaunch:
         report = ended.report
         verdict = report.verdict
         self.spent = self.spent.charge(verdict, progressed=self._progressed(report))
-        report = replace(report, budgets=self.spent.describe(self.runner.limits, self._user_retries))
-        self._record(report)
+        if verdict.kind is not Kind.SUCCEEDED:
+            self._decision = decide_retry(verdict, self.spent, self.runner.limits)
+        self._record(report, again=self._another_follows(verdict))
         if verdict.kind is Kind.SUCCEEDED:
             assert ended.results is not None
             assert report.gang is not None
             return self.runner.shape_results(ended.results, report.gang.hosts_per_slice)
-        self._decision = decide_retry(verdict, self.spent, self.runner.limits)
         self._set_retry()
         self._backoff_seconds = self._backoff(verdict)
-        self._tell(report)
+        self._tell(self.reports[-1])
         if verdict.kind is Kind.TIMED_OUT:
             self.task.timeout_seconds = self.timeout_seconds  # Prefect's message quotes it
         if verdict.kind is Kind.CANCELLED:
             # What Prefect's own runner raises for a task run that it cancels; it ends Crashed, not retried.
             raise asyncio.CancelledError("the gang was cancelled") from GangCancelledError(verdict.cause)
-        failure = ended.error if ended.error is not None else _error(report, self.timeout_seconds)
+        failure = ended.error if ended.error is not None else as_exception(report, self.timeout_seconds)
         if self._decision.retry is False and self._decision.reason:
             text = f"{self._decision.reason}; last: {verdict.cause}"
             raise RetriesExhaustedError(text, tuple(self.reports)) from failure
         raise failure
+
+    def _another_follows(self, verdict: Verdict) -> bool:
+        """As far as it is known; the user's own retry condition is asked later."""
+        if verdict.kind is Kind.SUCCEEDED or self._decision.retry is False:
+            return False
+        return bool(self._decision.retry) or self.spent.failures <= self._user_retries
+
+    def _unprovisioned(self, error: SliceUnavailableError) -> AttemptReport:
+        return AttemptReport(
+            number=self._attempts,
+            gang=None,
+            evidence=(),
+            verdict=Verdict(Kind.UNPROVISIONED, str(error)),
+            lease_seconds=time.time() - self._began,
+            launch_seconds=0.0,
+            run_seconds=0.0,
+            began_unix_seconds=self._began,
+        )
 
     def _progressed(self, report: AttemptReport) -> bool:
         """Whether the function got further than in any attempt before."""
@@ -325,48 +359,16 @@ class GangLaunch:
             clone.retry_delay_seconds = delay
             clone.retry_jitter_factor = self._user_jitter
 
-    def _publish(self) -> None:
-        context = TaskRunContext.get()
-        assert context is not None
-        run = context.task_run
-        target = artifacts.TableTarget(artifacts.table_key(self.task.name), self.task.name, run.id, run.flow_run_id)
-        artifacts.publish(target, self.reports)
 
-
-def _checkpoint_name(task_run: TaskRun) -> str:
-    """The same for every attempt, and when the flow run is retried, where the task run has another id."""
-    if task_run.flow_run_id is None or not task_run.dynamic_key.isdigit():
-        return str(task_run.id)
-    return f"{task_run.flow_run_id}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', task_run.task_key)}-{task_run.dynamic_key}"
-
-
-def _error(report: AttemptReport, timeout_seconds: float | None) -> Exception:
-    """The exception for a verdict whose cause is not an exception of the user's that can be shown."""
-    verdict = report.verdict
-    text = f"{verdict.cause}. What to do: {verdict.resolution}."
-    match verdict.kind:
-        case Kind.PREEMPTED:
-            return SlicePreemptedError(text, verdict)
-        case Kind.INFRASTRUCTURE:
-            if any(one.hung for one in report.evidence):
-                return HangError(text, verdict)
-            if any(one.raised is not None for one in report.evidence if one.process_id in verdict.culprits):
-                return HostProcessError(text, verdict)
-            return HostLostError(text, verdict)
-        case Kind.TIMED_OUT:
-            return TaskTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
-    culprit = next(one for one in report.evidence if one.process_id in verdict.culprits)
-    if verdict.kind is Kind.FATAL and culprit.raised is not None and culprit.raised.stage == "preload":
-        return ConfigurationError(text)
-    return HostProcessError(text + _details(culprit), verdict)
-
-
-def _details(culprit: HostEvidence) -> str:
-    if culprit.raised is not None:
-        unpickled = culprit.raised.stage == "function" and culprit.raised.pickled is None
-        note = f" ({culprit.raised.type_name} itself could not be sent to the driver)" if unpickled else ""
-        return f"{note}\n{culprit.raised.traceback}"
-    return "".join(f"\n  {line}" for line in culprit.last_stderr)
+def _call_number(task_name: str) -> int:
+    """How often the flow run has called a task of this name before: the same in every retry of the flow run."""
+    flow = FlowRunContext.get()
+    if flow is None:
+        return 0
+    key = f"prefect_tpu.{task_name}"  # beside Prefect's own counters, which start anew with each retry as well
+    with _COUNTING:
+        number = flow.task_run_dynamic_keys[key] = int(flow.task_run_dynamic_keys.get(key, -1)) + 1
+    return number
 
 
 def current_launch(body: Callable[..., Any]) -> GangLaunch | None:

@@ -9,8 +9,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.core.gang import Member
-from prefect_tpu.core.host import LogLine, LogRecord
+from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.host import LogLine, LogRecord, Progress
 from prefect_tpu.core.rate import RateLimit
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
@@ -71,8 +71,15 @@ class RunLog:
                 who, lines, setting, setting.upper(),
             )  # fmt: skip
 
-    def progress(self, member: Member, step: int | None, metrics: dict[str, float]) -> None:
+    def started(self, number: int, gang: Gang) -> None:
+        """Said by `say` already."""
+
+    def entered(self, member: Member) -> None:
+        """Not worth a line."""
+
+    def progress(self, member: Member, report: Progress) -> None:
         """Progress of process 0, now and then; every host reports much the same."""
+        step, metrics = report.step, report.metrics
         now = time.monotonic()
         if member.process_id != 0 or now - self._last_progress.get(0, -1e9) < PROGRESS_LOG_INTERVAL_SECONDS:
             return

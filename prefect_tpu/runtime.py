@@ -32,6 +32,8 @@ REPORT_INTERVAL_SECONDS = 0.5
 """`report` sends at most this often; the newest values are never lost, they go with the next sending."""
 
 Default = TypeVar("Default")
+Send = Callable[[int | None, dict[str, float], int | None, int | None], None]
+"""Step, metrics, total steps, first step of this process."""
 
 
 class Cancelled(BaseException):
@@ -119,14 +121,18 @@ def current(default: Any = _Missing) -> Any:
     return default
 
 
-def report(step: int | None = None, **metrics: Any) -> None:
+def report(step: int | None = None, *, total_steps: int | None = None, **metrics: Any) -> None:
     """Tell the driver how far the function got. Cheap enough for every training step.
+
+    Report the step that was restored from a checkpoint as well, before the first new one: Prefect's summary then
+    tells exactly how many steps were done twice.
 
     A value is turned into a float only when it is sent (at most every `REPORT_INTERVAL_SECONDS`), so JAX
     scalars do not make every step wait for the device.
 
     Args:
         step: how many steps are done.
+        total_steps: how many there will be; the progress that Prefect shows needs it.
         metrics: named numbers (or scalars of numpy or JAX).
 
     Raises:
@@ -138,7 +144,7 @@ def report(step: int | None = None, **metrics: Any) -> None:
     for name, value in metrics.items():
         if not hasattr(value, "__float__"):
             raise ConfigurationError(f"metric {name!r} must be a number, got {type(value).__name__}")
-    _process.reporter.report(step, metrics)
+    _process.reporter.report(step, metrics, total_steps)
 
 
 def on_drain(callback: Callable[[], object]) -> None:
@@ -250,18 +256,19 @@ def _hybrid_layout(slices: Sequence[Sequence[Any]], ici: tuple[int, ...], dcn: t
 class _Reporter:
     """Sends the newest report now and then; whatever is left is sent by `flush`."""
 
-    def __init__(
-        self, send: Callable[[int | None, dict[str, float]], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, send: Send, clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
         self._clock = clock
         self._lock = threading.Lock()
         self._sent_at = -math.inf
-        self._waiting: tuple[int | None, Mapping[str, Any]] | None = None
+        self._first: int | None = None
+        self._waiting: tuple[int | None, Mapping[str, Any], int | None] | None = None
 
-    def report(self, step: int | None, metrics: Mapping[str, Any]) -> None:
+    def report(self, step: int | None, metrics: Mapping[str, Any], total_steps: int | None = None) -> None:
         with self._lock:
-            self._waiting = (step, metrics)
+            if self._first is None and step is not None:
+                self._first = int(step)
+            self._waiting = (step, metrics, total_steps)
             if self._clock() - self._sent_at < REPORT_INTERVAL_SECONDS:
                 return
         self.flush()
@@ -272,8 +279,13 @@ class _Reporter:
             waiting, self._waiting = self._waiting, None
             self._sent_at = self._clock()
         if waiting is not None:
-            step, metrics = waiting
-            self._send(None if step is None else int(step), _numbers(metrics))
+            step, metrics, total = waiting
+            self._send(
+                None if step is None else int(step),
+                _numbers(metrics),
+                None if total is None else int(total),
+                self._first,
+            )
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -295,7 +307,7 @@ class _Process:
 _process: _Process | None = None
 
 
-def _enter(context: Mapping[str, Any], send: Callable[[int | None, dict[str, float]], None]) -> _Process:
+def _enter(context: Mapping[str, Any], send: Send) -> _Process:
     """Make this process a host process of a gang. For the child that runs the function."""
     global _process
     _process = _Process(Context(**context), _Reporter(send))

@@ -18,7 +18,7 @@ from prefect.tasks import Task
 from typing_extensions import TypeVar, Unpack
 
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
-from prefect_tpu.cluster.run import GangPlan
+from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.host import DeviceCheck
 from prefect_tpu.core.retry import Limits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from eformer.executor.ray import TpuAcceleratorConfig
 from ray.cluster_utils import Cluster
 
@@ -14,15 +16,16 @@ MEMORY_PER_HOST_BYTES = 100 * 1024**3
 OBJECT_STORE_BYTES = 256 * 1024**2
 
 
-def start_hosts(slices: int) -> Cluster:
-    """The same simulated slices as for the others."""
+def start_hosts(slices: int) -> tuple[Cluster, list[Any]]:
+    """The same simulated slices as for the others, and the first host of each."""
     head = {"num_cpus": 0, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    first_hosts = []
     for index in range(slices):
         name = f"slice-{index}"
         for worker in range(HOSTS_PER_SLICE):
             resources = {"TPU": CHIPS, name: 1, "accelerator_type:TPU-V4": 1}
-            cluster.add_node(
+            host = cluster.add_node(
                 wait=False,
                 num_cpus=CPUS_PER_HOST,
                 memory=MEMORY_PER_HOST_BYTES,
@@ -41,8 +44,10 @@ def start_hosts(slices: int) -> Cluster:
                     "TPU_TOPOLOGY": "2x2x2",
                 },
             )
+            if worker == 0:
+                first_hosts.append(host)
     cluster.wait_for_nodes()
-    return cluster
+    return cluster, first_hosts
 
 
 def configuration() -> TpuAcceleratorConfig:

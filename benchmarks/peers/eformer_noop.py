@@ -41,7 +41,7 @@ if __name__ == "__main__":
     messages.versions(**{f"{name} (eformer)": importlib.metadata.version(name) for name in ("ray", "jax")})
     messages.versions(eformer=importlib.metadata.version("eformer"))
     messages.say("starting two simulated slices of two hosts")
-    hosts = start_hosts(GANG_SLICES)
+    hosts, _ = start_hosts(GANG_SLICES)
     try:
         ray.init(address=hosts.address)
         time.sleep(SETTLE_SECONDS)

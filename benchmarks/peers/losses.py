@@ -65,6 +65,16 @@ def all_entered(directory: str, after: float, limit_seconds: float = ENTRY_LIMIT
     return found
 
 
+def victim(entered: list[dict[str, Any]]) -> str:
+    """The host that goes: the first of the slice on which the last process runs.
+
+    JaxTrainer reserves a slice by its first host. When another host goes it takes what is left of the slice again,
+    and waits for the missing host; so this is the loss that it can recover from.
+    """
+    last = max(entered, key=lambda note: int(note["process"]))
+    return str(last["where"]).partition("/")[0] + "/0"
+
+
 class Loss(threading.Thread):
     """Waits until all have entered, makes the loss, and waits until all have entered again."""
 

@@ -33,13 +33,13 @@ def stay(directory: str) -> None:
     enter(directory, int(where[:12], 16))
 
 
-def lose(hosts: Any) -> None:
-    """One run with one loss; the host that goes is one that a note came from."""
+def lose(hosts: Any, first_hosts: list[Any]) -> None:
+    """One run with one loss; the host that goes is the first of a slice that is used."""
     with tempfile.TemporaryDirectory() as directory:
 
         def kill(entered: list[dict[str, Any]]) -> None:
-            gone = {f"{note['process']:012x}" for note in entered}
-            victim = next(node for node in hosts.worker_nodes if node.node_id[:12] in gone)
+            used = {f"{note['process']:012x}" for note in entered}
+            victim = [node for node in first_hosts if node.node_id[:12] in used][-1]
             hosts.remove_node(victim, allow_graceful=False)
 
         loss = Loss(directory, kill)
@@ -59,11 +59,11 @@ if __name__ == "__main__":
     messages.versions(eformer=importlib.metadata.version("eformer"))
     for _ in range(int(sys.argv[1])):
         messages.say(f"starting {SLICES} simulated slices of {HOSTS_PER_SLICE} hosts")
-        cluster = start_hosts(SLICES)
+        cluster, first_hosts = start_hosts(SLICES)
         try:
             ray.init(address=cluster.address)
             time.sleep(SETTLE_SECONDS)
-            lose(cluster)
+            lose(cluster, first_hosts)
             ray.shutdown()
         finally:
             cluster.shutdown()

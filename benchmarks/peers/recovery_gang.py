@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from collective import add_up
-from losses import Loss, enter, fail, first_attempt
+from losses import Loss, enter, fail, first_attempt, victim
 from messages import Messages
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
@@ -57,7 +57,7 @@ def lose(case: str) -> None:
     gone: list[str] = []
 
     def kill(entered: list[dict[str, Any]]) -> None:
-        gone.append(str(entered[-1]["where"]))
+        gone.append(victim(entered))
         FLEET.preempt(gone[0])
 
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.train
 from collective import HOSTS, add_up
-from losses import Loss, enter, fail, first_attempt
+from losses import Loss, enter, fail, first_attempt, victim
 from messages import Messages
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxTrainer
@@ -38,7 +38,7 @@ def lose(storage: str, case: str) -> None:
     gone: list[str] = []
 
     def kill(entered: list[dict[str, Any]]) -> None:
-        gone.append(str(entered[-1]["where"]))
+        gone.append(victim(entered))
         FLEET.preempt(gone[0])
 
     with tempfile.TemporaryDirectory() as directory:

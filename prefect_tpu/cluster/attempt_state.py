@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prefect_tpu.core.evidence import HostEvidence
-from prefect_tpu.core.gang import Member
-from prefect_tpu.core.host import DeviceCheck, Exited, LogLine, LogRecord, Raised, Returned
+from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.host import DeviceCheck, Exited, LogLine, LogRecord, Progress, Raised, Returned
 from prefect_tpu.core.verdict import Kind
 
 
 class Observer(Protocol):
-    """Told what happens; must return quickly and never raise."""
+    """Told what happens, on the thread of the attempt; must return quickly and never raise."""
 
+    def started(self, number: int, gang: Gang) -> None: ...
+    def entered(self, member: Member) -> None: ...
     def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None: ...
     def dropped(self, member: Member, lines: int) -> None: ...
-    def progress(self, member: Member, step: int | None, metrics: dict[str, float]) -> None: ...
+    def progress(self, member: Member, report: Progress) -> None: ...
     def say(self, text: str) -> None: ...
 
 
@@ -70,6 +72,7 @@ class HostState:
     preempted: bool = False
     notice: str = ""
     hung: bool = False
+    first_step: int | None = None
     step: int | None = None
     progressed_at: float | None = None
     buffers: list[Any] | None = None
@@ -91,8 +94,10 @@ class HostState:
             return True
         return self.raised is not None and not self.evidence().raised_by_peer_loss
 
-    def progress(self, step: int | None, now: float) -> None:
+    def progress(self, report: Progress, now: float) -> None:
         """The function has reported."""
+        step = report.step
+        self.first_step = report.first_step
         if self.step is None or step is None or step > self.step:
             self.step = self.step if step is None else step
             self.progressed_at = now
@@ -121,6 +126,7 @@ class HostState:
             preempted=self.preempted,
             notice=self.notice,
             hung=self.hung,
+            first_step=self.first_step,
             step=self.step,
             last_stderr=self.exited.last_stderr if self.exited else (),
         )
@@ -136,6 +142,7 @@ class AttemptEnd:
         buffers: pickled results in process-id order, None for those not fetched.
         summaries: short text of each result, in process-id order.
         launch_seconds, run_seconds: until the function was entered everywhere; from there to the end.
+        drain_seconds: of these, from the first notice to the end.
     """
 
     outcome: Kind | None
@@ -144,3 +151,4 @@ class AttemptEnd:
     summaries: tuple[str, ...]
     launch_seconds: float
     run_seconds: float
+    drain_seconds: float = 0.0

@@ -118,7 +118,7 @@ class _Attempt:
         _reseed()
         _log_to(self, request["log_level"])
         run_logger.install(str(request["context"]["run_id"]))
-        self.process = runtime._enter(request["context"], lambda step, values: self.send(Progress(step, values)))
+        self.process = runtime._enter(request["context"], lambda *report: self.send(Progress(*report)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         if request["jax"] is not None:
             self.stage = "jax"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import time
@@ -10,23 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import inventory, object_store, results, session
+from prefect_tpu.cluster import inventory, results, session
 from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
+from prefect_tpu.cluster.calls import note_failure, request, ship
 from prefect_tpu.cluster.outside import Outside
 from prefect_tpu.core.attempt import Attempt
-from prefect_tpu.core.environment import gang_environment
-from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
+from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import (
     Exited,
     HostReport,
-    JaxInit,
-    LaunchRequest,
     LogLine,
     LogRecord,
     Phase,
@@ -97,6 +93,7 @@ class GangAttempt:
             summaries=tuple(host.returned.summary if host.returned else "" for host in self._hosts),
             launch_seconds=(entered or ended) - started,
             run_seconds=ended - entered if entered else 0.0,
+            drain_seconds=ended - noticed if (noticed := self._outside.noticed_at) else 0.0,
         )
 
     def _work(self) -> Kind | None:
@@ -124,7 +121,7 @@ class GangAttempt:
 
     def _launch(self) -> Kind | None:
         """Fork one child on every host. None if all of them are up; the evidence has what went wrong."""
-        options = self.options
+        options, gang = self.options, self.gang
         size = sum(memoryview(one).nbytes for one in self.payload)
         big = size if size > options.inline_payload_bytes else 0
         prepared = self._call_all(
@@ -142,10 +139,9 @@ class GangAttempt:
         ports = self._call(self._hosts[0], self._hosts[0].agent.free_ports.remote(2))
         if ports is None:
             return Kind.CANCELLED if self.cancelled() else None
-        jax_port, megascale_port = ports
         self._launched_at = time.monotonic()
         try:
-            shipped = _ship(self.payload, big)
+            shipped = ship(self.payload, big)
         except TransferError as error:
             self._hosts[0].raised = Raised("transfer", "TransferError", str(error), "")
             return None
@@ -153,47 +149,13 @@ class GangAttempt:
         for host in self._hosts:
             host.launched = True  # from here on there may be a process, whatever the call says
             self._poll(host)
-        self._call_all(
-            lambda host: host.agent.launch.remote(self._request(host.member, jax_port, megascale_port), shipped),
-            options.agent_start_timeout_seconds,
-            "did not start its process",
-        )
-        return Kind.CANCELLED if self.cancelled() else None
 
-    def _request(self, member: Member, jax_port: int, megascale_port: int) -> LaunchRequest:
-        options, gang = self.options, self.gang
-        return LaunchRequest(
-            attempt_id=self._id,
-            context={
-                "slice_index": member.slice_index,
-                "num_slices": gang.num_slices,
-                "host_index": member.host_index,
-                "hosts_per_slice": gang.hosts_per_slice,
-                "process_id": member.process_id,
-                "num_processes": gang.num_processes,
-                "attempt": self.attempt.number,
-                "run_id": options.run_id,
-                "slice_name": member.slice_name,
-                "checkpoint_dir": options.checkpoint_dir,
-            },
-            gang_env=gang_environment(
-                gang, member, self.shape, megascale_port=megascale_port, user_env=options.user_env
-            ),
-            user_env=options.user_env,
-            preload=options.preload,
-            jax=JaxInit(
-                coordinator_address=f"{gang.coordinator.address}:{jax_port}",
-                num_processes=gang.num_processes,
-                process_id=member.process_id,
-                initialization_timeout_seconds=options.jax_initialization_timeout_seconds,
-            )
-            if options.jax_distributed
-            else None,
-            devices=options.devices,
-            log_level=options.log_level,
-            log_lines_per_second=options.log_lines_per_second,
-            log_burst_lines=options.log_burst_lines,
-        )
+        def launch(host: HostState) -> Any:
+            wanted = request(host.member, self._id, self.attempt.number, gang, self.shape, options, ports)
+            return host.agent.launch.remote(wanted, shipped)
+
+        self._call_all(launch, options.agent_start_timeout_seconds, "did not start its process")
+        return Kind.CANCELLED if self.cancelled() else None
 
     def _check_version(self, host: HostState, report: HostReport) -> None:
         if report.version != __version__:
@@ -302,9 +264,10 @@ class GangAttempt:
                     self.observer.log(host.member, event, collateral=somebody_failed or host.stopping)
                 case Phase(name="entered"):
                     host.entered = True
-                case Progress(step=step, metrics=metrics):
-                    host.progress(step, time.monotonic())
-                    self.observer.progress(host.member, step, metrics)
+                    self.observer.entered(host.member)
+                case Progress() as report:
+                    host.progress(report, time.monotonic())
+                    self.observer.progress(host.member, report)
                 case Returned():
                     host.returned = event
                 case Raised():
@@ -415,46 +378,6 @@ class GangAttempt:
                 if self.cancelled() or host.lost is not None or self._disconnected():
                     return None
             return ray.get(ref)
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, DeviceBusyError):
-                host.raised = host.raised or Raised("device", type(cause).__name__, str(cause), str(error))
-            elif isinstance(cause, TransferError | MemoryError) or _is_full(cause):
-                host.raised = host.raised or Raised("transfer", type(cause).__name__, str(cause), str(error))
-            elif isinstance(cause, ConfigurationError):
-                host.raised = host.raised or Raised(
-                    stage="preload" if isinstance(cause, PreloadError) else "environment",
-                    type_name=type(cause).__name__,
-                    message=str(cause),
-                    traceback=str(error),
-                )
-            else:
-                host.lose(f"its agent failed: {type(cause).__name__}: {cause}")
-        except RayActorError as error:
-            if error.actor_init_failed:
-                host.raised = host.raised or Raised(
-                    stage="environment",
-                    type_name="ActorInitError",
-                    message=f"the agent could not start: {str(error).strip().splitlines()[-1]}",
-                    traceback=str(error),
-                )
-            else:
-                host.lose("its agent is gone", preempted=error.preempted)
         except RayError as error:
-            host.lose(f"its agent does not answer ({type(error).__name__})")
+            note_failure(host, error)
         return None
-
-
-def _ship(payload: list[Any], big_bytes: int) -> Any:
-    """Small payloads go with the call, big ones once through the object store, out of band."""
-    if not big_bytes:
-        return [bytes(one) for one in payload]
-    object_store.require_room(big_bytes, "arguments")
-    try:
-        return ray.put([np.frombuffer(one, dtype=np.uint8) for one in payload])
-    except (ObjectStoreFullError, OutOfDiskError) as error:
-        raise TransferError(f"Ray's object store takes no arguments of {big_bytes / 1e9:.2f} GB: {error}") from error
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)

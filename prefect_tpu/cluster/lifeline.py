@@ -12,7 +12,6 @@ import time
 log = logging.getLogger("prefect_tpu.lifeline")
 
 BEAT_SECONDS = 0.5
-CONNECT_SECONDS = 3.0
 BACKLOG = 128
 _BEAT = b"."
 _READ_BYTES = 4096
@@ -67,16 +66,18 @@ class Lifelines:
         self._timeout_seconds = timeout_seconds
         self._selector = selectors.DefaultSelector()
         self._heard: dict[int, float] = {}
+        self._reached: set[int] = set()
         self._looked_at = time.monotonic()
 
     def connect(self, process_id: int, address: str, port: int) -> None:
-        """Listen to the agent of this host process."""
+        """Listen to the agent of this host process. Returns at once: the connection is made meanwhile."""
         try:
-            connection = socket.create_connection((address, port), CONNECT_SECONDS)
+            connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+            connection.setblocking(False)
+            connection.connect_ex((address, port))
         except OSError as error:
             log.debug("no lifeline to %s port %s (%s): a loss of this host is found by Ray alone", address, port, error)
             return
-        connection.setblocking(False)
         self._selector.register(connection, selectors.EVENT_READ, process_id)
         self._heard[process_id] = time.monotonic()
 
@@ -93,9 +94,9 @@ class Lifelines:
                 data = b""
             if data:
                 self._heard[key.data] = time.monotonic()
+                self._reached.add(key.data)
                 continue
-            gone[key.data] = "its agent has ended"
-            self._forget(key.fileobj, key.data)
+            self._end(key, "its agent has ended", gone)
         now = time.monotonic()
         # Whoever has not looked for long, a driver that was stopped itself for one, has not been waiting either.
         paused = max(0.0, now - self._looked_at - BEAT_SECONDS)
@@ -105,9 +106,7 @@ class Lifelines:
         for key in list(self._selector.get_map().values()):
             silent = now - self._heard[key.data]
             if silent > self._timeout_seconds:
-                gone[key.data] = f"its agent has been silent for {silent:.0f} s (heartbeat_timeout_seconds)"
-                assert isinstance(key.fileobj, socket.socket)
-                self._forget(key.fileobj, key.data)
+                self._end(key, f"its agent has been silent for {silent:.0f} s (heartbeat_timeout_seconds)", gone)
         return gone
 
     def close(self) -> None:
@@ -118,7 +117,14 @@ class Lifelines:
                 key.fileobj.close()
         self._selector.close()
 
-    def _forget(self, connection: socket.socket, process_id: int) -> None:
+    def _end(self, key: selectors.SelectorKey, why: str, gone: dict[int, str]) -> None:
+        """A host that was never reached this way is not lost by that."""
+        connection, process_id = key.fileobj, key.data
+        assert isinstance(connection, socket.socket)
+        if process_id in self._reached:
+            gone[process_id] = why
+        else:
+            log.debug("no lifeline to the host of process %d: a loss of it is found by Ray alone", process_id)
         self._selector.unregister(connection)
         connection.close()
         del self._heard[process_id]

@@ -32,6 +32,7 @@ class Outside:
     Attributes:
         on_drain: called once for each slice that is about to be taken away.
         deadline_unix_seconds: when the first host will be gone; None while no notice has one.
+        noticed_at: when the first notice came, on the monotonic clock.
     """
 
     attempt_id: str
@@ -41,6 +42,7 @@ class Outside:
     on_drain: Callable[[str], None]
     deadline_unix_seconds: float | None = None
     draining: set[str] = field(default_factory=set)
+    noticed_at: float | None = None
     _lifelines: Lifelines = field(init=False)
     _next_drain_look: float = field(init=False, default=0.0)
     _told: dict[int, float | None] = field(init=False, default_factory=dict)
@@ -85,6 +87,7 @@ class Outside:
         if name in self.draining:
             return
         self.draining.add(name)
+        self.noticed_at = self.noticed_at or time.monotonic()
         when = "at a time not known"
         if deadline_unix_seconds is not None:
             left = max(0.0, deadline_unix_seconds - time.time())

@@ -9,21 +9,21 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cloudpickle
 
-from prefect_tpu.cluster import inventory, pickling, session, tpu
+from prefect_tpu.cluster import inventory, pickling, session
 from prefect_tpu.cluster.agents import AgentPool
-from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, Observer
-from prefect_tpu.cluster.fleet import Fleet
+from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
 from prefect_tpu.cluster.gang import GangAttempt
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
+from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback, SliceUnavailableError
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
-from prefect_tpu.core.host import DeviceCheck, Raised
+from prefect_tpu.core.host import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
@@ -34,51 +34,6 @@ _CONNECTING = threading.Lock()
 """Between a connection and the hold on it no other gang may switch the process to another fleet."""
 QUEUE = LeaseQueue()
 AGENTS = AgentPool()
-
-
-@dataclass(frozen=True, slots=True)
-class GangPlan:
-    """What a gang is made of, and every limit that it runs under. Times in seconds, sizes in bytes."""
-
-    fleet: Fleet
-    num_slices: int
-    accelerator_type: str
-    topology: str
-    chips_per_host: int | None
-    preload: tuple[str, ...]
-    env: dict[str, str]
-    jax_distributed: Literal["auto"] | bool
-    process0_only: bool
-    lease_timeout_seconds: float
-    lease_linger_seconds: float
-    queue_message_interval_seconds: float
-    agent_start_timeout_seconds: float
-    agent_idle_release_seconds: float
-    agent_poll_seconds: float
-    launch_timeout_seconds: float
-    jax_initialization_timeout_seconds: int
-    failure_window_seconds: float
-    clear_failure_window_seconds: float
-    heartbeat_timeout_seconds: float
-    hang_timeout_seconds: float | None
-    hang_compile_grace_seconds: float
-    lease_hold_seconds: float
-    metadata_url: str | None
-    preemptible: bool
-    warm_spares: int
-    cancel_grace_seconds: float
-    inline_payload_bytes: int
-    result_window_bytes: int
-    timeout_seconds: float | None
-    checkpoint_dir: str | None
-    devices: DeviceCheck
-    log_lines_per_second: float
-    log_burst_lines: float
-    log_level: int
-
-    def resolve(self) -> SliceShape:
-        """The slices' shape; raises TopologyError for what does not exist."""
-        return tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +144,7 @@ class GangRun:
             observer.say(f"attempt {number} waits {backoff_seconds:g} s before it looks for slices")
             if self._cancelled.wait(backoff_seconds):
                 raise GangCancelledError("cancelled before it looked for slices")
-        began = time.monotonic()
+        began, began_unix = time.monotonic(), time.time()
         with _CONNECTING:
             plan.fleet.connect(say=observer.say)
             session.hold()
@@ -198,7 +153,7 @@ class GangRun:
             if self._lease is not None and self._lease.generation != session.generation():
                 self.release()  # its cluster has gone since the attempt before
             lease = self._complete(shape, observer)
-            return self._run(attempt, lease, time.monotonic() - began, shape, payload, observer)
+            return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
             self.release()
             raise
@@ -272,6 +227,7 @@ class GangRun:
         self,
         attempt: Attempt,
         lease: GangLease,
+        began_unix_seconds: float,
         lease_seconds: float,
         shape: SliceShape,
         payload: list[Any],
@@ -281,6 +237,7 @@ class GangRun:
         hosts = [member.host for member in gang.members]
         names = ", ".join(one.name for one in gang.slices)
         observer.say(f"attempt {attempt.number} on {names}: {gang.num_processes} hosts")
+        observer.started(attempt.number, gang)
         agents = AGENTS.take(hosts, idle_release_seconds=plan.agent_idle_release_seconds)
         one = GangAttempt(
             gang=gang,
@@ -288,7 +245,7 @@ class GangRun:
             agents=agents,
             attempt=attempt,
             payload=payload,
-            options=self._options(gang.num_processes),
+            options=plan.options(self.run_id, gang.num_processes),
             observer=observer,
             cancelled=self._cancelled.is_set,
             on_entered=lambda: self._warm(shape),
@@ -317,6 +274,8 @@ class GangRun:
             lease_seconds=lease_seconds,
             launch_seconds=end.launch_seconds,
             run_seconds=end.run_seconds,
+            drain_seconds=end.drain_seconds,
+            began_unix_seconds=began_unix_seconds,
             summaries=end.summaries,
         )
         if verdict.kind is Kind.SUCCEEDED and self._lease is not None:
@@ -324,36 +283,6 @@ class GangRun:
         if verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED):
             self.release()
         return Ended(report, results if verdict.kind is Kind.SUCCEEDED else None, error)
-
-    def _options(self, num_processes: int) -> AttemptOptions:
-        plan = self.plan
-        jax = plan.jax_distributed
-        return AttemptOptions(
-            run_id=self.run_id,
-            preload=plan.preload,
-            user_env=plan.env,
-            jax_distributed=(num_processes > 1 and "jax" in plan.preload) if jax == "auto" else jax,
-            jax_initialization_timeout_seconds=plan.jax_initialization_timeout_seconds,
-            clear_failure_window_seconds=plan.clear_failure_window_seconds,
-            heartbeat_timeout_seconds=plan.heartbeat_timeout_seconds,
-            hang_timeout_seconds=plan.hang_timeout_seconds,
-            hang_compile_grace_seconds=plan.hang_compile_grace_seconds,
-            metadata_url=plan.metadata_url,
-            agent_start_timeout_seconds=plan.agent_start_timeout_seconds,
-            launch_timeout_seconds=plan.launch_timeout_seconds,
-            agent_poll_seconds=plan.agent_poll_seconds,
-            failure_window_seconds=plan.failure_window_seconds,
-            cancel_grace_seconds=plan.cancel_grace_seconds,
-            timeout_seconds=plan.timeout_seconds,
-            process0_only=plan.process0_only,
-            inline_payload_bytes=plan.inline_payload_bytes,
-            result_window_bytes=plan.result_window_bytes,
-            checkpoint_dir=plan.checkpoint_dir,
-            devices=plan.devices,
-            log_lines_per_second=plan.log_lines_per_second,
-            log_burst_lines=plan.log_burst_lines,
-            log_level=plan.log_level,
-        )
 
 
 def _results(end: AttemptEnd) -> tuple[list[Any], tuple[HostEvidence, ...]]:

@@ -32,7 +32,8 @@ class HostEvidence:
         preempted: Ray, the cloud or the host itself said that it was taken away.
         notice: what said that it would be taken away, "" if nothing did.
         hung: it was ended because it made no progress.
-        step: the last step that it reported, None if it reported none.
+        first_step: the first step that it reported, None if it reported none: what the attempt went on from.
+        step: the last step that it reported.
         last_stderr: the last lines that it wrote.
     """
 
@@ -50,6 +51,7 @@ class HostEvidence:
     preempted: bool = False
     notice: str = ""
     hung: bool = False
+    first_step: int | None = None
     step: int | None = None
     last_stderr: tuple[str, ...] = ()
 

@@ -102,10 +102,19 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`runtime.report(step=..., **metrics)`; only the newest of each poll is kept."""
+    """`runtime.report(step=..., **metrics)`; only the newest of each poll is kept.
+
+    Attributes:
+        step: how many steps are done.
+        metrics: the newest numbers by name.
+        total_steps: how many there will be, None if the function does not say.
+        first_step: the first that this process has reported.
+    """
 
     step: int | None
     metrics: dict[str, float]
+    total_steps: int | None = None
+    first_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ class AttemptReport:
         verdict: why it ended.
         lease_seconds, launch_seconds, run_seconds: waiting for slices; from there until the function was
             entered on every host; from there to the end.
+        drain_seconds: of these, from the first notice to the end.
+        began_unix_seconds: when it began to look for slices.
         summaries: short text of each host's result, in process-id order.
         budgets: what the task run has spent by then, in words.
     """
@@ -33,6 +35,8 @@ class AttemptReport:
     lease_seconds: float
     launch_seconds: float
     run_seconds: float
+    drain_seconds: float = 0.0
+    began_unix_seconds: float = 0.0
     summaries: tuple[str, ...] = ()
     budgets: str = ""
 
@@ -40,6 +44,25 @@ class AttemptReport:
     def step(self) -> int | None:
         """The step that every host that reported one has reached."""
         return min((host.step for host in self.evidence if host.step is not None), default=None)
+
+    @property
+    def first_step(self) -> int | None:
+        """The step that it went on from: the first that was reported."""
+        return min((host.first_step for host in self.evidence if host.first_step is not None), default=None)
+
+    @property
+    def lost_slices(self) -> tuple[int, ...]:
+        """Indices of the slices that were taken away or of which a host was lost."""
+        guilty = set(self.verdict.culprits)
+        return tuple(
+            sorted(
+                {
+                    host.slice_index
+                    for host in self.evidence
+                    if host.process_id in guilty and (host.lost is not None or host.notice or host.preempted)
+                }
+            )
+        )
 
     def rows(self) -> list[dict[str, str | int | float]]:
         """One row per slice, JSON-able, for a table artifact."""

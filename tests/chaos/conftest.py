@@ -104,6 +104,14 @@ def body(folder: str, first: dict[int, str], then: str) -> dict[str, Any]:
                 here.report(step=step)
                 clock.sleep(0.6)
             clock.sleep(120)
+        case "report and compile":
+            here.report(step=1)
+
+            def backend_compile() -> None:
+                """Called as JAX's own is; tests/cluster/test_stacks.py has the real one."""
+                clock.sleep(8)
+
+            backend_compile()
         case "SIGKILL" | "SIGSEGV" | "SIGABRT":
             os.kill(os.getpid(), getattr(signals, how))
         case "exit 3":

@@ -103,6 +103,15 @@ def test_a_hang_with_no_budget_left(chaos: Chaos) -> None:
     assert len(error.reports) == 1
 
 
+def test_a_compilation_is_no_hang(chaos: Chaos) -> None:
+    """Longer than hang_timeout_seconds without a step: the run goes on, and says why."""
+    story = chaos.play(then="report and compile", hang_timeout_seconds=2)
+    assert story.state.is_completed()
+    assert story.run.run_count == 1
+    lines = [text for _, text in log_messages(chaos.client, story.run.id, "compiles: ")]
+    assert any("hang_timeout_seconds" in text and "1800 s more" in text for text in lines)
+
+
 def test_faults_at_random(chaos: Chaos) -> None:
     """A minute of losses, crashes and errors at random; the seed is printed. The run ends, and every attempt is
     charged once.

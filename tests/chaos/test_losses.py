@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 
-from prefect_tpu import SliceUnavailableError
-from tests.chaos.conftest import Chaos, Story
+from prefect_tpu import SliceUnavailableError, TpuMultisliceRunner, task
+from tests.chaos.conftest import SLICES, Chaos, Story, nothing
+from tests.prefect.conftest import eventually
+from tests.prefect.test_prefect_sees import log_messages
 from tests.processes import alive
 
 
@@ -129,6 +132,52 @@ def test_a_host_freezes(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
     went_on(story, "INFRASTRUCTURE", "HostLost", "infrastructure")
     assert "silent" in dict(story.history)["HostLost"]
     assert not alive(dict.fromkeys(frozen, ""))
+
+
+def test_the_replacement_is_warm(chaos: Chaos) -> None:
+    """An agent was started on the free slice while the gang ran; the next attempt runs under the same one."""
+    spare: dict[str, int] = {}
+
+    def preempt(one: Chaos) -> None:
+        used = one.ready()
+        (free,) = set(SLICES) - set(used)
+        spare[free] = eventually(lambda: agent_of(one, f"{free}/0"), "an agent on the free slice")
+        one.fleet.preempt(used[1])
+
+    story = chaos.play(preempt)
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    ((name, before),) = spare.items()
+    assert {row["name"] for row in story.rows if row["attempt"] == 2} > {name}
+    assert agent_of(chaos, f"{name}/0") == before
+
+
+def agent_of(one: Chaos, host: str) -> int:
+    """The pid of the agent on a host, 0 if there is none."""
+    try:
+        return one.named(host, "ray::Agent")
+    except (AssertionError, OSError):
+        return 0
+
+
+def test_slices_are_not_held_for_ever(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No replacement within lease_hold_seconds: what is left of the gang's slices is given to one that can run."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEASE_HOLD_SECONDS", "2")
+    others: list[Any] = []
+
+    def lose_and_let_others_run(one: Chaos) -> None:
+        used = one.ready()
+        (free,) = set(SLICES) - set(used)
+        one.fleet.preempt(free)
+        one.fleet.preempt(used[1])
+        runner: Any = TpuMultisliceRunner(pool=one.fleet, num_slices=1, jax_distributed=False)
+        others.append(task(task_runner=runner)(nothing)())  # on the only slice there is
+        one.fleet.restore(free)
+
+    story = chaos.play(lose_and_let_others_run)
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    assert others == [[None, None]]
+    said = [text for _, text in log_messages(chaos.client, story.run.id, "are given back")]
+    assert any("no replacement within 2 s" in text for text in said)
 
 
 # -- at other moments than in the function

@@ -279,7 +279,7 @@ def test_report_sends_the_newest(host: HostSupervisor) -> None:
     run = Run(host, fn)
     run.value()
     reports = [one for one in run.events if isinstance(one, Progress)]
-    assert reports[-1] == Progress(999, {"loss": 2.0})
+    assert reports[-1] == Progress(999, {"loss": 2.0}, first_step=0)
     assert len(reports) < 10
 
 

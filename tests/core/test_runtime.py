@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -28,7 +30,7 @@ CONTEXT = {
 @pytest.fixture
 def sent() -> Iterator[list[tuple[int | None, dict[str, float]]]]:
     reports: list[tuple[int | None, dict[str, float]]] = []
-    runtime._enter(CONTEXT, lambda step, values: reports.append((step, values)))
+    runtime._enter(CONTEXT, lambda step, values, *_: reports.append((step, values)))
     yield reports
     runtime._process = None
 
@@ -70,7 +72,7 @@ def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
 def test_reports_are_rate_limited_and_the_newest_is_kept() -> None:
     sent: list[object] = []
     now = 0.0
-    reporter = runtime._Reporter(lambda step, values: sent.append((step, values)), clock=lambda: now)
+    reporter = runtime._Reporter(lambda step, values, *_: sent.append((step, values)), clock=lambda: now)
     for step in range(10):
         reporter.report(step, {"loss": step})
     assert sent == [(0, {"loss": 0.0})]
@@ -91,7 +93,7 @@ def test_a_held_back_value_that_is_gone_is_left_out() -> None:
             raise RuntimeError("deleted")
 
     sent: list[object] = []
-    reporter = runtime._Reporter(lambda step, values: sent.append((step, values)))
+    reporter = runtime._Reporter(lambda step, values, *_: sent.append((step, values)))
     reporter.report(None, {"gone": Gone(), "loss": 1})
     assert sent == [(None, {"loss": 1.0})]
 
@@ -109,3 +111,34 @@ def test_importing_runtime_imports_neither_prefect_nor_ray_nor_jax() -> None:
         "print([name for name in ('prefect', 'ray', 'jax', 'numpy', 'pydantic') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_callbacks_learn_of_a_drain_once(sent: object) -> None:
+    """Each once, off the function's thread; whoever comes late is called at once; one that fails disturbs nobody."""
+    called: queue.Queue[str] = queue.Queue()
+
+    def late() -> None:
+        called.put("late")
+
+    def fails() -> None:
+        raise ValueError("as asked")
+
+    runtime.on_drain(fails)
+    runtime.on_drain(lambda: called.put(threading.current_thread().name))
+    runtime._notice(1_900_000_000, "first")
+    runtime._notice(1_800_000_000, "second")
+    runtime.on_drain(late)
+    assert {called.get(timeout=10), called.get(timeout=10)} == {"prefect-tpu-drain", "late"}
+    assert called.empty()
+
+
+def test_leaving_sends_what_was_reported(sent: list[tuple[int | None, dict[str, float]]]) -> None:
+    """The step that was saved is not lost; what is raised passes `except Exception`."""
+    runtime.report(step=1)
+    runtime.report(step=2)
+    with pytest.raises(runtime.Left):
+        try:
+            runtime.leave()
+        except Exception:  # noqa: BLE001
+            pytest.fail("a training loop's own handler has caught it")
+    assert sent == [(1, {}), (2, {})]

@@ -118,3 +118,27 @@ def test_ray_shut_down_by_somebody_else_between_attempts(
 
     assert second_time() == [2, 2]
     assert "closed or replaced outside prefect_tpu" in caplog.text
+
+
+def test_a_retried_flow_run_goes_on_from_its_checkpoints(one_slice: Runner) -> None:
+    """checkpoint_dir is the same for the same call of the task in a retried flow run, and another for each call."""
+    seen: list[list[str]] = []
+
+    @task(task_runner=one_slice, name="train it")
+    def train(name: str) -> str:
+        from prefect_tpu import runtime as here
+
+        return f"{name} {here.current().checkpoint_dir}"
+
+    @flow(retries=1)
+    def training() -> None:
+        seen.append([train("a")[0], train("b")[0], train.submit("c").result()[0]])
+        if len(seen) == 1:
+            raise ValueError("once")
+
+    training()
+    first, again = seen
+    assert first == again
+    directories = {one.partition(" ")[2] for one in first}
+    assert len(directories) == 3
+    assert all("None" not in one for one in directories)

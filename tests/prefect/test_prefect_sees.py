@@ -19,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, ArtifactFilterTaskRunId
 from prefect.states import State
 
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime, task
+from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts, runtime, task
 
 from .conftest import eventually
 
@@ -38,16 +38,16 @@ def task_runs(client: SyncPrefectClient, flow_run_id: UUID, count: int = 1) -> l
 
 
 def artifact_rows(client: SyncPrefectClient, task_run_id: UUID) -> list[dict[str, Any]]:
-    found = eventually(
-        lambda: client.read_artifacts(
-            artifact_filter=ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[task_run_id]))
-        ),
-        "an artifact of the task run",
-    )
-    newest = max(found, key=lambda one: one.created)
-    rows = newest.data if isinstance(newest.data, list) else json.loads(newest.data)
-    assert newest.type == "table"
-    return list(rows)
+    """Of the newest version of the slice table."""
+    artifacts.flush(10)
+    (table,) = eventually(lambda: artifacts_of(client, task_run_id, "table"), "a table of the task run")
+    return list(table.data if isinstance(table.data, list) else json.loads(table.data))
+
+
+def artifacts_of(client: SyncPrefectClient, task_run_id: UUID, kind: str) -> list[Any]:
+    """Artifacts of this type on a task run."""
+    wanted = ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[task_run_id]))
+    return [one for one in client.read_artifacts(artifact_filter=wanted) if one.type == kind]
 
 
 def log_messages(client: SyncPrefectClient, task_run_id: UUID, wanted: str) -> list[tuple[int, str]]:

@@ -1,0 +1,55 @@
+"""What a failed attempt raises in the driver."""
+
+from __future__ import annotations
+
+from prefect.task_engine import TaskRunTimeoutError
+
+from prefect_tpu.core.errors import (
+    ConfigurationError,
+    GangTimeoutError,
+    HangError,
+    HostLostError,
+    HostProcessError,
+    SlicePreemptedError,
+)
+from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.core.verdict import Kind
+
+
+class TaskTimeoutError(GangTimeoutError, TaskRunTimeoutError):
+    """GangTimeoutError that Prefect's engine knows as its own kind of timeout."""
+
+
+def as_exception(report: AttemptReport, timeout_seconds: float | None) -> Exception:
+    """The exception for a verdict whose cause is not an exception of the user's that can be shown.
+
+    Args:
+        report: of the attempt that failed.
+        timeout_seconds: the task's.
+    """
+    verdict = report.verdict
+    text = f"{verdict.cause}. What to do: {verdict.resolution}."
+    match verdict.kind:
+        case Kind.PREEMPTED:
+            return SlicePreemptedError(text, verdict)
+        case Kind.INFRASTRUCTURE:
+            if any(one.hung for one in report.evidence):
+                return HangError(text, verdict)
+            if any(one.raised is not None for one in report.evidence if one.process_id in verdict.culprits):
+                return HostProcessError(text, verdict)
+            return HostLostError(text, verdict)
+        case Kind.TIMED_OUT:
+            return TaskTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
+    culprit = next(one for one in report.evidence if one.process_id in verdict.culprits)
+    if verdict.kind is Kind.FATAL and culprit.raised is not None and culprit.raised.stage == "preload":
+        return ConfigurationError(text)
+    return HostProcessError(text + _details(culprit), verdict)
+
+
+def _details(culprit: HostEvidence) -> str:
+    if culprit.raised is not None:
+        unpickled = culprit.raised.stage == "function" and culprit.raised.pickled is None
+        note = f" ({culprit.raised.type_name} itself could not be sent to the driver)" if unpickled else ""
+        return f"{note}\n{culprit.raised.traceback}"
+    return "".join(f"\n  {line}" for line in culprit.last_stderr)

@@ -1,0 +1,92 @@
+"""Takes in what happens to a gang and puts it where people see it: logs, progress, events, artifacts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from prefect_tpu.artifacts import RunArtifacts
+from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.host import LogLine, LogRecord, Progress
+from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.events import GangEvents
+from prefect_tpu.logs import RunLog
+from prefect_tpu.progress import RunProgress
+
+log = logging.getLogger("prefect_tpu.observer")
+
+
+class RunObserver:
+    """For one task run, over all its attempts. Nothing here waits for Prefect's API, raises, or fails a run."""
+
+    def __init__(self, run_log: RunLog, task_name: str, run_name: str, task_run_id: UUID, flow_run_id: UUID | None):
+        self._log = run_log
+        self._artifacts = RunArtifacts(task_name, task_run_id, flow_run_id)
+        self._events = GangEvents(task_run_id, run_name, flow_run_id)
+        self._progress = RunProgress(self._artifacts.progress)
+        self._complained = False
+        self._said_ended = True
+
+    # -- while an attempt runs
+
+    def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None:
+        """One line of a host."""
+        self._log.log(member, entry, collateral=collateral)
+
+    def dropped(self, member: Member, lines: int) -> None:
+        """Lines that did not leave the host."""
+        self._log.dropped(member, lines)
+
+    def say(self, text: str) -> None:
+        """Something about the gang as a whole."""
+        self._log.say(text)
+
+    def started(self, number: int, gang: Gang) -> None:
+        """An attempt has its slices."""
+        self._try(lambda: self._events.started(number, gang))
+        self._try(lambda: self._progress.started(number, gang))
+
+    def entered(self, member: Member) -> None:  # noqa: ARG002 - the protocol has it
+        """A host is in the function."""
+        self._try(self._progress.entered)
+
+    def progress(self, member: Member, report: Progress) -> None:
+        """A host has reported."""
+        self._log.progress(member, report)
+        if member.process_id == 0:
+            self._try(lambda: self._progress.progress(report))
+
+    def flush(self) -> None:
+        """The attempt is over."""
+        self._log.flush()
+
+    # -- between attempts
+
+    def ended(self, reports: Sequence[AttemptReport], *, again: bool, budgets: str) -> None:
+        """An attempt has ended.
+
+        Args:
+            reports: of all attempts so far.
+            again: whether another one is expected to follow.
+            budgets: what is spent, in words.
+        """
+        report = reports[-1]
+        self._said_ended = not again
+        self._try(lambda: self._artifacts.attempts(reports, ended=not again, budgets=budgets))
+        self._try(lambda: self._progress.ended(report.verdict.kind.value, again=again))
+        self._try(lambda: self._events.finished(report))
+
+    def closed(self, reports: Sequence[AttemptReport], budgets: str) -> None:
+        """No attempt will follow, whatever was expected."""
+        if not self._said_ended and reports:
+            self._said_ended = True
+            self._try(lambda: self._artifacts.attempts(reports, ended=True, budgets=budgets))
+            self._try(lambda: self._progress.ended(reports[-1].verdict.kind.value, again=False))
+
+    def _try(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # noqa: BLE001 - observability must never fail a run
+            log.log(logging.DEBUG if self._complained else logging.WARNING, "could not show what happens: %r", error)
+            self._complained = True
