@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId, ArtifactFilterType
 from prefect.client.schemas.objects import State
 from quickstart import PRELOAD, train_to
 from rich.console import Console
@@ -25,9 +25,9 @@ from rich.table import Table
 import prefect_tpu
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts, runtime
 
-STEPS = 120
-CHECKPOINT_EVERY_STEPS = 20
-LOSE_SLICE_AT, LOSE_HOST_AT, RAISE_AT = 30, 65, 100
+STEPS = 60
+CHECKPOINT_EVERY_STEPS = 10
+LOSE_SLICE_AT, LOSE_HOST_AT, RAISE_AT = 15, 33, 50
 TOLERANCE = 1e-5
 """Largest difference of a parameter. The data of a step depend on its number alone, so the order is the same."""
 WAIT_SECONDS = 300.0
@@ -77,16 +77,21 @@ def make_faults(folder: str) -> None:
 def print_ledger(task_run_id: Any) -> None:
     """The table of all attempts, as it is on the task run in Prefect."""
     artifacts.flush(ARTIFACT_SECONDS)
+    on_this_run = ArtifactFilter(
+        task_run_id=ArtifactFilterTaskRunId(any_=[task_run_id]), type=ArtifactFilterType(any_=["table"])
+    )
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[task_run_id]))
-        )
-    rows = json.loads(str(max(found, key=lambda one: str(one.created)).data))
-    columns = ("attempt", "slice", "name", "outcome", "charged to", "step", "run seconds", "cause")
+        (found,) = client.read_artifacts(artifact_filter=on_this_run)
+    rows = found.data if isinstance(found.data, list) else json.loads(str(found.data))
+    columns = ("attempt", "slice", "name", "outcome", "charged to", "step", "run seconds")
     table = Table(*columns, title="What happened to every slice of every attempt")
     for row in rows:
         table.add_row(*(str(row[name]) for name in columns))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row["charged to"]:
+            console.print(f"attempt {row['attempt']}: {row['cause']}", soft_wrap=True)
 
 
 @flow

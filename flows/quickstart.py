@@ -117,11 +117,11 @@ def train_to(
             print(f"going on from the checkpoint at step {done}")
             kept = checkpoints.restore(done, args=ocp.args.StandardRestore(to_keep()))
             params, state, loss = kept["params"], kept["state"], kept["loss"]
+        runtime.report(step=done, total_steps=steps)
         for step in range(done + 1, steps + 1):
             params, state, loss = update(params, state, *global_batch(step))
             loss.block_until_ready()  # simulated slices share few CPU threads: one collective at a time
-            if step % 10 == 0 or step == steps:
-                runtime.report(step=step, loss=loss)
+            runtime.report(step=step, total_steps=steps, loss=loss)  # cheap: sent twice a second at most
             if step % checkpoint_every_steps == 0 or step == steps:
                 checkpoints.save(step, args=ocp.args.StandardSave(to_keep()))
             if after_step is not None:

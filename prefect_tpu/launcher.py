@@ -220,7 +220,7 @@ class GangLaunch:
         settings = current_settings()
         lines = settings.gang_log_lines_per_second
         run_log = RunLog(logger, RateLimit(lines, lines * settings.log_burst_seconds))
-        return RunObserver(run_log, self.task.name, task_run.name, task_run.id, task_run.flow_run_id)
+        return RunObserver(run_log, self.task.name, task_run, slice_bars=settings.slice_bars)
 
     def _checkpoint_name(self, task_run: TaskRun) -> str:
         """The same for every attempt, and when the flow run is retried, where the task run has another id."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,10 +29,12 @@ class RunLog:
     Attributes:
         logger: the task run's.
         rate: for the lines of all hosts together; each host has a limit of its own before.
+        extra_of: by slice index, what a record of one of its hosts carries beside the logger's own.
     """
 
     logger: Logger
     rate: RateLimit
+    extra_of: Callable[[int], dict[str, str] | None] = lambda _: None
     _last_progress: MutableMapping[int, float] = field(default_factory=dict)
     _dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     _dropped_said_at: float = 0.0
@@ -50,7 +52,7 @@ class RunLog:
         if level < logging.WARNING and not self.rate.take(time.monotonic()):
             self._drop("all hosts", 1, "gang_log_lines_per_second")
             return
-        self.logger.log(level, "[%s] %s", member.label, text)
+        self.logger.log(level, "[%s] %s", member.label, text, extra=self.extra_of(member.slice_index))
 
     def dropped(self, member: Member, lines: int) -> None:
         """Lines that did not leave the host."""

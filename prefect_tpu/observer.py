@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from prefect_tpu.artifacts import RunArtifacts
+from prefect_tpu.bars import SliceBars
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import LogLine, LogRecord, Progress
 from prefect_tpu.core.report import AttemptReport
@@ -14,16 +15,23 @@ from prefect_tpu.events import GangEvents
 from prefect_tpu.logs import RunLog
 from prefect_tpu.progress import RunProgress
 
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import TaskRun
+
 log = logging.getLogger("prefect_tpu.observer")
 
 
 class RunObserver:
     """For one task run, over all its attempts. Nothing here waits for Prefect's API, raises, or fails a run."""
 
-    def __init__(self, run_log: RunLog, task_name: str, run_name: str, task_run_id: UUID, flow_run_id: UUID | None):
+    def __init__(self, run_log: RunLog, task_name: str, task_run: TaskRun, *, slice_bars: bool) -> None:
+        """`slice_bars`: a nested task run for each slice of each attempt, which gets the logs of its hosts."""
         self._log = run_log
-        self._artifacts = RunArtifacts(task_name, task_run_id, flow_run_id)
-        self._events = GangEvents(task_run_id, run_name, flow_run_id)
+        self._artifacts = RunArtifacts(task_name, task_run.id, task_run.flow_run_id)
+        self._events = GangEvents(task_run.id, task_run.name, task_run.flow_run_id)
+        self._bars = SliceBars(task_run) if slice_bars else None
+        if self._bars is not None:
+            run_log.extra_of = self._bars.log_extra
         self._progress = RunProgress(self._artifacts.progress)
         self._complained = False
         self._said_ended = True
@@ -44,6 +52,9 @@ class RunObserver:
 
     def started(self, number: int, gang: Gang) -> None:
         """An attempt has its slices."""
+        bars = self._bars
+        if bars is not None:
+            self._try(lambda: bars.started(number, gang))
         self._try(lambda: self._events.started(number, gang))
         self._try(lambda: self._progress.started(number, gang))
 
@@ -71,8 +82,10 @@ class RunObserver:
             again: whether another one is expected to follow.
             budgets: what is spent, in words.
         """
-        report = reports[-1]
+        report, bars = reports[-1], self._bars
         self._said_ended = not again
+        if bars is not None:
+            self._try(lambda: bars.finished(report))
         self._try(lambda: self._artifacts.attempts(reports, ended=not again, budgets=budgets))
         self._try(lambda: self._progress.ended(report.verdict.kind.value, again=again))
         self._try(lambda: self._events.finished(report))

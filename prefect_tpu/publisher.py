@@ -20,7 +20,9 @@ MAX_WAITING = 1_000
 MAX_KNOWN = 4_000
 """Artifacts whose id is remembered, so that a newer version replaces the older one."""
 INTERVAL_SECONDS = 1.0
-"""Between two versions of the same artifact."""
+"""Between two versions of the same artifact, or"""
+INTERVAL_PER_SECOND_OF_WORK = 10.0
+"""times what the last one took to make and write, if that is longer: this thread takes a tenth of a core at most."""
 RETRY_INTERVAL_SECONDS = 5.0
 KEEP_TRYING_SECONDS = 600.0
 """After its first failure an artifact is given up, and counted as dropped."""
@@ -69,7 +71,7 @@ class Publisher:
     dropped: int = 0
     _waiting: OrderedDict[Slot, _Job] = field(default_factory=OrderedDict)
     _ids: OrderedDict[Slot, UUID] = field(default_factory=OrderedDict)
-    _written_at: dict[Slot, float] = field(default_factory=dict)
+    _next_at: dict[Slot, float] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
     _busy: bool = False
@@ -91,7 +93,7 @@ class Publisher:
             if known is None and len(self._waiting) >= MAX_WAITING:
                 self._drop("too many artifacts wait for Prefect's API")
                 return
-            due = self._written_at.get(slot, -INTERVAL_SECONDS) + INTERVAL_SECONDS
+            due = max(self._next_at.get(slot, 0.0), known.due if known else 0.0)
             self._waiting[slot] = _Job(render, copy_context(), due, known.failed_at if known else None)
             self._changed.notify_all()
 
@@ -124,13 +126,14 @@ class Publisher:
                 slot, job = self._next()
                 self._busy = True
             error: Exception | None = None
+            began = time.monotonic()
             try:
                 job.context.run(self._write, slot, job.render)
             except Exception as failure:  # noqa: BLE001 - observability must never fail a run
                 error = failure
             with self._changed:
                 self._busy = False
-                self._note(slot, job, error)
+                self._note(slot, job, error, time.monotonic() - began)
                 self._changed.notify_all()
             del slot, job, error  # the context holds the task run's parameters
 
@@ -144,14 +147,14 @@ class Publisher:
             soonest = min((job.due for job in self._waiting.values()), default=None)
             self._changed.wait(None if soonest is None else max(0.01, soonest - now))
 
-    def _note(self, slot: Slot, job: _Job, error: Exception | None) -> None:
+    def _note(self, slot: Slot, job: _Job, error: Exception | None, took_seconds: float) -> None:
         now = time.monotonic()
         if error is None:
-            self._written_at[slot] = now
-            while len(self._written_at) > MAX_KNOWN:
-                del self._written_at[next(iter(self._written_at))]
+            due = self._next_at[slot] = now + max(INTERVAL_SECONDS, INTERVAL_PER_SECOND_OF_WORK * took_seconds)
+            while len(self._next_at) > MAX_KNOWN:
+                del self._next_at[next(iter(self._next_at))]
             if slot in self._waiting:
-                self._waiting[slot].due = now + INTERVAL_SECONDS
+                self._waiting[slot].due = due
             return
         failed_at = now if job.failed_at is None else job.failed_at
         if _refused(error) or now - failed_at > KEEP_TRYING_SECONDS:

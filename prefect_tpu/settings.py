@@ -124,6 +124,10 @@ class TpuSettings(PrefectBaseSettings):
     infrastructure_backoff_longest_seconds: float = Field(
         default=60.0, ge=0, description="Longest wait after a lost host, in seconds."
     )
+    slice_bars: bool = Field(
+        default=False,
+        description="A task run inside the gang's for each slice of each attempt; it gets its hosts' logs.",
+    )
     inline_payload_bytes: int = Field(
         default=100_000,
         ge=0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
@@ -50,6 +50,20 @@ def _emit_state(task_run: TaskRun, name: str, message: str) -> None:
         update={"state": state, "state_id": state.id, "state_type": state.type, "state_name": state.name}
     )
     emit_task_run_state_change_event(task_run=copy, initial_state=task_run.state, validated_state=state)
+
+
+def emit_transition(task_run: TaskRun, before: State[Any] | None, after: State[Any]) -> None:
+    """Tell Prefect of a task run that no engine looks after; best effort, never raises."""
+    global _complained
+    try:
+        from prefect.utilities.engine import emit_task_run_state_change_event
+
+        after.state_details.task_run_id = task_run.id
+        after.state_details.flow_run_id = task_run.flow_run_id
+        emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=after)
+    except Exception as error:  # noqa: BLE001 - observability must never fail a run
+        log.log(logging.DEBUG if _complained else logging.WARNING, "no bar on Prefect's timeline: %r", error)
+        _complained = True
 
 
 def _emit_event(task_run: TaskRun, name: str, message: str) -> None:

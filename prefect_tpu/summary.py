@@ -24,10 +24,9 @@ MAX_PICTURE_BYTES = 400_000
 """Of SVG; a bigger picture is left out."""
 PICTURE_FROM_SECONDS = 10.0
 """A run that succeeded at once within this time needs no picture."""
-COLUMNS = (
-    "Attempt", "Slices", "Outcome", "Culprit", "Charged to",
-    "Leasing", "Launching", "Running", "Draining", "Lost", "Steps",
-)  # fmt: skip
+LEDGER_COLUMNS = ("Attempt", "Slices", "Outcome", "Culprit", "Charged to", "Steps")
+TIME_COLUMNS = ("Attempt", "Leasing", "Launching", "Running", "Draining", "Lost")
+"""A table of their own: Prefect's page has no room for more beside each other."""
 _MINUTE, _HOUR = 60.0, 3_600.0
 
 
@@ -66,7 +65,7 @@ def _headline(facts: RunFacts, ledger: Ledger) -> str:
     again = f", {ledger.lost_steps} done again" if ledger.lost_steps else ""
     share = "unknown" if goodput is None else f"{goodput:.0%}"
     cells = (f"**{share}**", _seconds(ledger.seconds), steps + again, _text(facts.budgets))
-    lines += ["| Goodput | Time | Steps | Budgets used |", "| --- | --- | --- | --- |", f"| {' | '.join(cells)} |"]
+    lines += _rows(("Goodput", "Time", "Steps", "Budgets used"), [cells])
     return "\n".join(lines)
 
 
@@ -76,8 +75,8 @@ def _table(entries: Sequence[Entry]) -> str:
     if earlier := entries[: -len(shown)]:
         counts = ", ".join(f"{number} {kind}" for kind, number in Counter(one.kind.value for one in earlier).items())
         lines += [f"Attempts {earlier[0].number} to {earlier[-1].number} are not in the table: {counts}.", ""]
-    lines += [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    lines += [_row(entry) for entry in shown]
+    lines += _rows(LEDGER_COLUMNS, [_ledger_cells(entry) for entry in shown])
+    lines += ["", *_rows(TIME_COLUMNS, [_time_cells(entry) for entry in shown])]
     causes = [entry for entry in shown if entry.cause]
     if causes:
         lines += ["", "**Causes**", ""]
@@ -85,31 +84,28 @@ def _table(entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def _row(entry: Entry) -> str:
+def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+
+
+def _ledger_cells(entry: Entry) -> list[str]:
     steps = ""
     if entry.last_step is not None:
-        steps = f"{entry.first_step} to {entry.last_step}"
-        if entry.lost_steps:
-            steps += f", {entry.lost_steps} lost"
-    cells = [
+        steps = f"{entry.first_step} to {entry.last_step}" + (f", {entry.lost_steps} lost" if entry.lost_steps else "")
+    more = "…" if len(entry.culprits) > MAX_NAMED_SLICES else ""
+    return [
         str(entry.number),
         _slices(entry),
         entry.kind.value,
-        _text(", ".join(entry.culprits[:MAX_NAMED_SLICES]) + ("…" if len(entry.culprits) > MAX_NAMED_SLICES else "")),
+        _text(", ".join(entry.culprits[:MAX_NAMED_SLICES]) + more),
         "" if entry.charge == "nothing" else entry.charge,
-        *(
-            _seconds(value)
-            for value in (
-                entry.leasing,
-                entry.launching,
-                entry.running,
-                entry.draining,
-                entry.lost if entry.kind is not Kind.SUCCEEDED else 0.0,
-            )
-        ),
         steps,
     ]
-    return f"| {' | '.join(cells)} |"
+
+
+def _time_cells(entry: Entry) -> list[str]:
+    times = (entry.leasing, entry.launching, entry.running, entry.draining, entry.lost)
+    return [str(entry.number), *(_seconds(value) for value in times)]
 
 
 def _slices(entry: Entry) -> str:

@@ -73,6 +73,7 @@ def draw(ledger: Ledger, title: str) -> str:
     if marks:
         seconds, rows_of = zip(*marks, strict=True)
         axes.scatter(seconds, rows_of, marker="X", s=42, color=LOST_COLOUR, edgecolors="white", zorder=3)
+    axes.set_xlim(0, max(ledger.seconds / unit_seconds, 1e-3))
     _dress(axes, rows, f"{unit} since {_clock(ledger.began_unix_seconds)}", title, bool(marks))
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -142,7 +143,6 @@ def _dress(axes: Axes, rows: Sequence[str], label: str, title: str, losses: bool
 
     axes.set_yticks(range(len(rows)), [_short(name) for name in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(left=0)
     axes.set_xlabel(label, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.set_title(title, fontsize=10, loc="left")

@@ -330,6 +330,10 @@ class GangAttempt:
             return
         for node_id in inventory.vanished(lost):
             lost[node_id].gone = True
+        for node_id, why in inventory.told_to_end(lost).items():
+            host = lost[node_id]
+            host.preempted = True
+            host.lost = f"its Ray node ended as it was told to ({why})"
 
     @property
     def busy(self) -> list[Member]:

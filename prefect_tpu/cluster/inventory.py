@@ -16,6 +16,8 @@ from prefect_tpu.core.topology import SliceShape
 
 DRAIN_REASON_PREEMPTION = 2
 """Of Ray's autoscaler protocol (DrainNodeReason), as a number."""
+DEATHS_THAT_WERE_ASKED_FOR = (1, 3, 4)
+"""Of Ray's NodeDeathInfo.Reason: EXPECTED_TERMINATION, AUTOSCALER_DRAIN_PREEMPTED, AUTOSCALER_DRAIN_IDLE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,18 @@ def vanished(node_ids: Collection[str]) -> set[str]:
     }
     silent = probe.unreachable(endpoints.values())
     return {node_id for node_id in node_ids if node_id not in endpoints or endpoints[node_id] in silent}
+
+
+def told_to_end(node_ids: Collection[str]) -> dict[str, str]:
+    """Those of these Ray nodes that ended because they were told to (SIGTERM, or a drain by the autoscaler), and why.
+
+    That is how a machine that is taken away ends: its system, or Kubernetes, sends SIGTERM before it pulls the plug.
+    """
+    return {
+        node["NodeID"]: node.get("DeathReasonMessage") or "told to end"
+        for node in ray_state.state.node_table()
+        if node["NodeID"] in node_ids and not node["Alive"] and node.get("DeathReason") in DEATHS_THAT_WERE_ASKED_FOR
+    }
 
 
 def draining() -> dict[str, float | None]:

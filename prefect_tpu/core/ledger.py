@@ -81,7 +81,7 @@ class Ledger:
         useful = sum(
             (entry.running + entry.draining - entry.lost) * len(entry.slices) for entry in self.entries if entry.slices
         )
-        return useful / (self.seconds * slices)
+        return min(1.0, max(0.0, useful / (self.seconds * slices)))  # sums of floats
 
     @property
     def lost_steps(self) -> int:

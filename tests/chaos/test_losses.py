@@ -41,6 +41,13 @@ def test_a_raylet_is_killed(chaos: Chaos) -> None:
     went_on(story, "INFRASTRUCTURE", "HostLost", "infrastructure")
 
 
+def test_a_host_is_told_to_end(chaos: Chaos) -> None:
+    """SIGTERM to its Ray node, as when its machine shuts down or its Kubernetes pod is evicted: taken away."""
+    story = chaos.play(lambda one: os.kill(one.named(f"{one.ready()[1]}/1", "raylet/raylet"), signal.SIGTERM))
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    assert "received SIGTERM" in dict(story.history)["Preempted"]
+
+
 def test_a_slice_is_preempted_and_only_that_one_is_replaced(chaos: Chaos) -> None:
     """The other slice keeps its place and its index; checkpoint_dir is the same."""
     before: list[str] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.prefect_server import Server
 from tests.processes import assert_gone, descendants
 
 SCRIPT = """
@@ -64,51 +64,7 @@ SILENT_SECONDS = 25.0
 """It accepts connections and says nothing."""
 REFUSED_SECONDS = 35.0
 """Nobody listens."""
-START_SECONDS = 90.0
 CATCH_UP_SECONDS = 90.0
-
-
-class Server:
-    """A Prefect server that can be frozen, killed and started again with the same database."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/api"
-        self._env = os.environ | {"PREFECT_HOME": str(folder), "PREFECT_API_URL": self.url}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Wait until it answers."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port), "--no-ui"],
-            env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        give_up = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                httpx.get(f"{self.url}/health", timeout=2).raise_for_status()
-                return
-            except httpx.HTTPError:
-                assert time.monotonic() < give_up, "the server does not start"
-                time.sleep(0.3)
-
-    def signal(self, number: signal.Signals) -> None:
-        """To all of its processes, which are ours."""
-        assert self.process is not None
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        """At once."""
-        if self.process is not None and self.process.poll() is None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-
-    def post(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """One of the API's filters."""
-        found: list[dict[str, Any]] = httpx.post(f"{self.url}{path}", json=body, timeout=10).raise_for_status().json()
-        return found
 
 
 @pytest.fixture

@@ -57,3 +57,13 @@ def test_the_quickstart_trains() -> None:
     output = run(ROOT / "flows" / "quickstart.py", 500)
     accuracy = float(re.findall(r"^test accuracy: ([0-9.]+)", output, re.MULTILINE)[0])
     assert accuracy > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_preemption_drill() -> None:
+    """A slice and a host are lost and the function raises once; the parameters are those of an undisturbed run."""
+    output = run(ROOT / "flows" / "preemption_drill.py", 500)
+    assert float(re.findall(r"^largest difference of a parameter: ([0-9.e+-]+)", output, re.MULTILINE)[0]) <= 1e-5
+    for words in ("PREEMPTED", "INFRASTRUCTURE", "USER_ERROR", "SUCCEEDED"):
+        assert words in output

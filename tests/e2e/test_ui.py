@@ -1,0 +1,237 @@
+"""What people see: a run with a lost slice in Prefect's own UI, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.prefect_server import Server
+from tests.processes import assert_gone, descendants
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+from prefect import flow
+from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
+
+folder = Path(sys.argv[1])
+FLEET = LocalFleet(slices=3, topology="2x2x1")
+
+
+@task(task_runner=TpuMultisliceRunner(pool=FLEET, num_slices=2, jax_distributed=False), name="train", retries=3)
+def train(folder):
+    import time
+    from pathlib import Path
+    from prefect_tpu import runtime
+    ctx = runtime.current()
+    done = 40 if ctx.attempt == 2 else 0
+    for step in range(done, 101):
+        runtime.report(step=step, total_steps=100, loss=1 / (step + 1))
+        if step % 25 == 0:
+            print(f"step {step} of attempt {ctx.attempt}")
+        if ctx.attempt == 1 and step == 60:
+            Path(folder, f"ready-{ctx.process_id}").write_text(ctx.slice_name)
+            time.sleep(60)
+        time.sleep(0.05)
+    return ctx.process_id
+
+
+def lose():
+    while not (folder / "ready-0").exists() or not (folder / "ready-1").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    FLEET.preempt((folder / "ready-1").read_text())
+
+
+@flow(name="nightly")
+def main():
+    return train(str(folder))
+
+
+if __name__ == "__main__":
+    with FLEET:
+        threading.Thread(target=lose, daemon=True).start()
+        main()
+"""
+RUN_SECONDS = 120.0
+BROWSER_SECONDS = 30.0
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass
+class Seen:
+    """A run that has ended, and where it is shown."""
+
+    ui: str
+    flow_run: str
+    task_run: dict[str, Any]
+    artifacts: dict[str, dict[str, Any]]
+    runs: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With its UI."""
+    one = Server(tmp_path_factory.mktemp("home"), ui=True)
+    one.start()
+    yield one
+    one.kill()
+
+
+def run_story(server: Server, folder: Path, **settings: str) -> Seen:
+    """Run the script to its end; what Prefect has of it."""
+    script, marks = folder / "script.py", folder / "marks"
+    script.write_text(SCRIPT)
+    marks.mkdir()
+    env = os.environ | {"PREFECT_API_URL": server.url, "PYTHONPATH": str(Path(__file__).parents[2])} | settings
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(marks)], env=env, stdout=log, stderr=subprocess.STDOUT
+        )
+        started: dict[int, str] = {}
+        try:
+            deadline = time.monotonic() + RUN_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                started |= descendants(process.pid)
+                time.sleep(0.5)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(30)
+    assert process.returncode == 0, (folder / "log").read_text()[-4000:]
+    assert_gone(started, 10)
+    newest = {"sort": "START_TIME_DESC", "limit": 1}
+    (flow_run,) = server.post("/flow_runs/filter", newest)
+    of_run = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
+    runs = server.post("/task_runs/filter", of_run)
+    artifacts = {one["type"]: one for one in server.post("/artifacts/filter", of_run)}
+    (task_run,) = [one for one in runs if one["name"].startswith("train")]
+    return Seen(server.ui, flow_run["id"], task_run, artifacts, runs)
+
+
+@pytest.fixture(scope="module")
+def seen(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """One preemption, then success."""
+    return run_story(server, tmp_path_factory.mktemp("story"))
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """Of a headless Chromium, the system's."""
+    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        if os.environ.get("PREFECT_TPU_TESTS_NEED_BROWSER"):
+            pytest.fail("no Chromium: apt-get install chromium")
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        one = browser.new_page(viewport={"width": 1280, "height": 1000})
+        one.set_default_timeout(BROWSER_SECONDS * 1000)
+        yield one
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots are kept."""
+    kept = os.environ.get("PREFECT_TPU_SCREENSHOTS")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_the_flow_runs_page(seen: Seen, page: Page, pictures: Path) -> None:
+    """The task run is on the timeline, with its artifacts as dots on it."""
+    page.goto(f"{seen.ui}/runs/flow-run/{seen.flow_run}")
+    page.get_by_text(seen.task_run["name"]).first.wait_for()
+    page.wait_for_timeout(3000)
+    page.screenshot(path=pictures / "flow-run.png")
+    page.get_by_text("Artifacts", exact=True).first.click()
+    for key in ("tpu-slices-train", "tpu-summary-train", "tpu-progress-train"):
+        page.get_by_text(key).first.wait_for()
+    page.screenshot(path=pictures / "flow-run-artifacts.png")
+
+
+def test_the_task_runs_page(seen: Seen, page: Page, pictures: Path) -> None:
+    """Run Count has the attempts, Retries the user's number; the hosts' lines are in the logs with their prefix."""
+    page.goto(f"{seen.ui}/runs/task-run/{seen.task_run['id']}")
+    page.get_by_text("[slice 0 host 0] step 75 of attempt 2").first.wait_for()
+    page.get_by_text("attempt 1 PREEMPTED: slice").first.wait_for()
+    page.screenshot(path=pictures / "task-run.png")
+    text = " ".join(page.inner_text("body").split())
+    assert "Run Count 2" in text
+    assert "Retries 3" in text
+
+
+def test_the_slice_table(seen: Seen, page: Page, pictures: Path) -> None:
+    """A row for each slice of each attempt."""
+    page.goto(f"{seen.ui}/artifacts/artifact/{seen.artifacts['table']['id']}")
+    page.get_by_text("PREEMPTED").first.wait_for()
+    page.screenshot(path=pictures / "table.png")
+    text = page.inner_text("body")
+    assert text.count("COLLATERAL") == 1
+    assert text.count("SUCCEEDED") == 2
+
+
+def test_the_run_summary(seen: Seen, page: Page, pictures: Path) -> None:
+    """Ledger and picture, drawn by the browser without any network."""
+    page.goto(f"{seen.ui}/artifacts/artifact/{seen.artifacts['markdown']['id']}")
+    page.get_by_text("train: SUCCEEDED after 2 attempts").first.wait_for()
+    picture = page.locator("img[src^='data:image/svg+xml']").first
+    picture.wait_for()
+    assert picture.evaluate("one => one.complete && one.naturalWidth") > 400
+    page.screenshot(path=pictures / "summary.png")
+    text = " ".join(page.inner_text("body").split())
+    assert "Goodput" in text
+    assert "20 lost" in text
+    assert "slice 1 (" in text
+
+
+def test_the_progress(seen: Seen, page: Page, pictures: Path) -> None:
+    """At its end."""
+    page.goto(f"{seen.ui}/artifacts/artifact/{seen.artifacts['progress']['id']}")
+    page.get_by_text("attempt 2: SUCCEEDED").first.wait_for()
+    page.screenshot(path=pictures / "progress.png")
+    assert seen.artifacts["progress"]["data"] == 100
+
+
+def test_slices_as_bars(server: Server, page: Page, pictures: Path, tmp_path: Path) -> None:
+    """With the setting: each slice of each attempt is a task run inside the gang's, with the logs of its hosts."""
+    seen = run_story(server, tmp_path, PREFECT_INTEGRATIONS_TPU_SLICE_BARS="true")
+    bars = {one["name"]: one for one in seen.runs if one["id"] != seen.task_run["id"]}
+    assert len(bars) == 4
+    states = sorted((name.partition(" ")[2], one["state_name"]) for name, one in bars.items())
+    assert states == [
+        ("attempt 1", "Collateral"), ("attempt 1", "Preempted"), ("attempt 2", "Completed"), ("attempt 2", "Completed"),
+    ]  # fmt: skip
+    for one in bars.values():
+        assert one["task_inputs"]["__parents__"] == [{"input_type": "task_run", "id": seen.task_run["id"]}]
+        assert one["total_run_time"] > 0
+    page.goto(f"{seen.ui}/runs/flow-run/{seen.flow_run}")
+    page.get_by_text(seen.task_run["name"]).first.wait_for()
+    page.wait_for_timeout(3000)
+    page.mouse.click(584, 291)  # the timeline is drawn on a canvas: the arrow that opens the gang's bar
+    page.wait_for_timeout(2000)
+    page.screenshot(path=pictures / "bars.png")
+    (preempted,) = [one for one in bars.values() if one["state_name"] == "Preempted"]
+    page.goto(f"{seen.ui}/runs/task-run/{preempted['id']}")
+    page.get_by_text("step 50 of attempt 1").first.wait_for()
+    page.screenshot(path=pictures / "bar.png")
