@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+import httpx
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.e2e.prefect_server import Server
+from tests.prefect.conftest import eventually
 from tests.processes import assert_gone, descendants
 
 if TYPE_CHECKING:
@@ -113,7 +119,7 @@ def run_story(server: Server, folder: Path, **settings: str) -> Seen:
                 process.wait(30)
     assert process.returncode == 0, (folder / "log").read_text()[-4000:]
     assert_gone(started, 10)
-    newest = {"sort": "START_TIME_DESC", "limit": 1}
+    newest = {"sort": "START_TIME_DESC", "limit": 1, "flows": {"name": {"any_": ["nightly"]}}}
     (flow_run,) = server.post("/flow_runs/filter", newest)
     of_run = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
     runs = server.post("/task_runs/filter", of_run)
@@ -123,7 +129,21 @@ def run_story(server: Server, folder: Path, **settings: str) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def watched(server: Server) -> UUID:
+    """A deployment that docs/operating.md's automation starts after a preemption."""
+    text = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, "operating.md", "exec"), names)
+    with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
+        flow_id = client.create_flow_from_name("tell")
+        deployment_id = client.create_deployment(flow_id, "tell", enforce_parameter_schema=False)
+        names["watch_preemptions"](deployment_id, threshold=1)
+    return deployment_id
+
+
+@pytest.fixture(scope="module")
+def seen(server: Server, watched: UUID, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """One preemption, then success."""
     return run_story(server, tmp_path_factory.mktemp("story"))
 
@@ -211,6 +231,38 @@ def test_the_progress(seen: Seen, page: Page, pictures: Path) -> None:
     page.get_by_text("attempt 2: SUCCEEDED").first.wait_for()
     page.screenshot(path=pictures / "progress.png")
     assert seen.artifacts["progress"]["data"] == 100
+
+
+def test_the_events(server: Server, seen: Seen) -> None:
+    """In order, with the runs, slices and hosts that they are about."""
+    wanted = {"filter": {"event": {"prefix": ["prefect-tpu."]}, "order": "ASC"}}
+    of_run = f"prefect.task-run.{seen.task_run['id']}"
+
+    def look() -> list[dict[str, Any]]:
+        found = httpx.post(f"{server.url}/events/filter", json=wanted, timeout=10).json()["events"]
+        mine = [one for one in found if of_run in {related["prefect.resource.id"] for related in one["related"]}]
+        return mine if len(mine) >= 5 else []
+
+    events = eventually(look, "all events")
+    names = [one["event"].removeprefix("prefect-tpu.") for one in events]
+    assert sorted(names[1:3]) == ["attempt.finished", "slice.preempted"]
+    assert [names[0], *names[3:]] == ["attempt.started", "attempt.started", "attempt.finished"]
+    (lost,) = [one for one in events if one["event"] == "prefect-tpu.slice.preempted"]
+    assert lost["resource"]["prefect.resource.id"].startswith("prefect-tpu.slice.slice-")
+    roles = {one.get("prefect.resource.role"): one["prefect.resource.id"] for one in lost["related"]}
+    name = lost["resource"]["prefect.resource.name"]
+    assert roles["flow-run"] == f"prefect.flow-run.{seen.flow_run}"
+    assert roles["host"] == f"prefect-tpu.host.{name}.0"
+    assert (lost["payload"]["attempt"], lost["payload"]["charged_to"]) == (1, "preemptions")
+    last = events[-1]["payload"]
+    assert (last["attempt"], last["outcome"], last["step"]) == (2, "SUCCEEDED", 100)
+
+
+def test_an_automation_acts_on_a_preemption(server: Server, seen: Seen, watched: UUID) -> None:
+    """As docs/operating.md has it: a deployment is started, with the cause as its parameter."""
+    wanted = {"deployments": {"id": {"any_": [str(watched)]}}}
+    runs = eventually(lambda: server.post("/flow_runs/filter", wanted), "a run of the deployment", 60)
+    assert "preempted: slice 1 host 0 lost" in runs[0]["parameters"]["cause"]
 
 
 def test_slices_as_bars(server: Server, page: Page, pictures: Path, tmp_path: Path) -> None:
