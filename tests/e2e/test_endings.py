@@ -18,6 +18,7 @@ from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
+from prefect_tpu.cluster.fleet_hosts import MARK_VARIABLE
 from tests.processes import alive, assert_gone, descendants, with_environment
 
 SCRIPT = """
@@ -181,11 +182,9 @@ def test_agent_killed_takes_everything_along(tmp_path: Path, fleet: LocalFleet) 
     script = Script(tmp_path, "holds", fleet.address, hosts=2)
     script.wait_until_held()
     before = sleepers()
-    agents = [
-        pid
-        for pid in map(int, (one.name for one in Path("/proc").glob("[0-9]*")))
-        if _title(pid).startswith("ray::Agent")
-    ]
+    mark = os.path.basename(fleet.status()["directory"])
+    hosts = with_environment(MARK_VARIABLE, f"{mark}/slice-0/0") | with_environment(MARK_VARIABLE, f"{mark}/slice-0/1")
+    agents = [pid for pid in hosts if _title(pid).startswith("ray::Agent")]
     assert len(agents) >= 2
     for pid in agents:
         os.kill(pid, signal.SIGKILL)
