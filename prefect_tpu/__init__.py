@@ -12,6 +12,9 @@ from prefect_tpu._version import __version__
 
 if TYPE_CHECKING:
     from prefect_tpu import runtime as runtime
+    from prefect_tpu.blocks import LocalFleetBlock as LocalFleetBlock
+    from prefect_tpu.blocks import RayFleetBlock as RayFleetBlock
+    from prefect_tpu.blocks import TpuSlicePool as TpuSlicePool
     from prefect_tpu.cluster.fleet import LocalFleet as LocalFleet
     from prefect_tpu.cluster.fleet import RayFleet as RayFleet
     from prefect_tpu.core.errors import AttemptError as AttemptError
@@ -50,15 +53,27 @@ _ERRORS = (
     "TopologyError",
     "TpuError",
 )
+_BLOCKS = ("LocalFleetBlock", "RayFleetBlock", "TpuSlicePool")
 _HOME = {
     "task": "prefect_tpu.tasks",
     "materialize": "prefect_tpu.tasks",
     "TpuMultisliceRunner": "prefect_tpu.task_runners",
     "LocalFleet": "prefect_tpu.cluster.fleet",
     "RayFleet": "prefect_tpu.cluster.fleet",
-} | dict.fromkeys(_ERRORS, "prefect_tpu.core.errors")
+}
+_HOME |= dict.fromkeys(_ERRORS, "prefect_tpu.core.errors") | dict.fromkeys(_BLOCKS, "prefect_tpu.blocks")
 
-__all__ = ["LocalFleet", "RayFleet", "TpuMultisliceRunner", "__version__", "materialize", "runtime", "task", *_ERRORS]
+__all__ = [
+    "LocalFleet",
+    "RayFleet",
+    "TpuMultisliceRunner",
+    "__version__",
+    "materialize",
+    "runtime",
+    "task",
+    *_BLOCKS,
+    *_ERRORS,
+]
 
 
 def __getattr__(name: str) -> Any:

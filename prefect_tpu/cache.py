@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ class GangCachePolicy(CachePolicy):
     """Another policy's key, and the gang's shape: two slices do not answer for one."""
 
     inner: CachePolicy | None = None
-    gang_shape: tuple[str, ...] = ()
+    gang_shape: Callable[[], tuple[str, ...]] = tuple
 
     def compute_key(
         self,
@@ -31,11 +32,16 @@ class GangCachePolicy(CachePolicy):
         key = self.inner.compute_key(task_ctx, inputs, flow_parameters, **kwargs)
         if key is None:
             return None
-        return f"{key}-{(hash_objects(self.gang_shape) or '')[:8]}"
+        return f"{key}-{(hash_objects(self.gang_shape()) or '')[:8]}"
 
 
-def with_gang_shape(policy: Any, gang_shape: tuple[str, ...]) -> Any:
-    """`policy` with the shape in its key; what is no policy, or never caches, stays as it is."""
+def with_gang_shape(policy: Any, gang_shape: Callable[[], tuple[str, ...]]) -> Any:
+    """`policy` with the shape in its key; what is no policy, or never caches, stays as it is.
+
+    Args:
+        policy: of the task.
+        gang_shape: called when a key is computed: it may have to load a pool.
+    """
     if not isinstance(policy, CachePolicy) or policy == NO_CACHE or isinstance(policy, GangCachePolicy):
         return policy
     return GangCachePolicy(

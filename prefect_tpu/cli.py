@@ -31,6 +31,15 @@ fleet_app = cyclopts.App(
     version_flags=[],
 )
 app.command(fleet_app)
+pool_app = cyclopts.App(
+    name="pool",
+    help=(
+        "Pools that are saved as blocks in Prefect.\n\n"
+        "Exit codes: 0 done; 1 its fleet does not answer or lacks slices; 2 wrong usage, or no such pool."
+    ),
+    version_flags=[],
+)
+app.command(pool_app)
 
 Name = Annotated[str, cyclopts.Parameter(help="Which fleet, if there are several.")]
 Json = Annotated[bool, cyclopts.Parameter(name="--json", negative="", help="Print JSON on stdout, nothing else.")]
@@ -154,6 +163,77 @@ def down(*, name: Name = "default", json: Json = False) -> None:
     _tell(json, {"name": name, "address": state.address}, f"The fleet {name!r} is down.")
 
 
+@pool_app.command(name="status")
+def pool_status(
+    pool: Annotated[str, cyclopts.Parameter(help='Its name, or "tpu-slice-pool/NAME".')], /, *, json: Json = False
+) -> int:
+    """Show the slices of a saved pool as they are now. Reserves and starts nothing."""
+    from prefect_tpu.blocks import load_pool
+
+    loaded = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}")
+    found: Any = loaded.status(_sync=True)  # type: ignore[call-arg]
+    enough = bool(found["fitting"] >= loaded.num_slices) if found["up"] else not found["problem"].startswith("no ")
+    if json:
+        _tell(json, {"pool": pool, "num_slices": loaded.num_slices, **found}, "")
+        return EXIT_OK if enough else EXIT_FAILED
+    kind = f"{loaded.accelerator_type} {loaded.topology}"
+    _out.print(_plain(f"{pool}: {found['fleet']}, gangs of {loaded.num_slices} slices of {kind}"))
+    if found["problem"]:
+        _out.print(_plain(found["problem"]))
+    else:
+        table = Table(title=f"{found['fitting']} whole slices of {kind}, {found['free']} free")
+        for column in ("slice", "kind", "hosts", "use"):
+            table.add_column(column)
+        for one in found["slices"]:
+            use = one["problem"] or ("draining" if one["draining"] else "free" if one["free"] else "taken")
+            hosts = f"{one['hosts_alive']} of {one['hosts_expected'] or '?'}"
+            table.add_row(one["name"], f"{one['accelerator_type']} {one['topology']}", hosts, use)
+        _out.print(table)
+    return EXIT_OK if enough else EXIT_FAILED
+
+
+@app.command
+def doctor(
+    *,
+    address: Annotated[str | None, cyclopts.Parameter(help='Ray cluster to look at: "auto" or host:port.')] = None,
+    json: Json = False,
+) -> int:
+    """Look at versions, Prefect's API, Ray, slices and hosts; say what to do where something is not as it should be.
+
+    Exit codes: 0 all is well; 1 something is not; 2 wrong usage.
+    """
+    from prefect_tpu.doctor import examine
+
+    findings = examine(address)
+    failed = any(one.ok is False for one in findings)
+    if json:
+        rows = [{"name": one.name, "ok": one.ok, "says": one.says, "to_do": one.to_do} for one in findings]
+        _tell(json, {"ok": not failed, "findings": rows}, "")
+    else:
+        for one in findings:
+            mark = {True: "[green]ok [/green]", False: "[red]not[/red]", None: "[yellow]-- [/yellow]"}[one.ok]
+            _out.print(
+                f"{mark} {_plain(one.name)}: {_plain(one.says)}"
+                + (f"\n    -> {_plain(one.to_do)}" if one.to_do else "")
+            )
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+@app.command
+def settings(*, json: Json = False) -> None:
+    """Print every setting: its value, where it comes from, and what it means."""
+    from prefect_tpu.settings import describe_settings
+
+    found = describe_settings()
+    if json:
+        _tell(json, {"settings": found}, "")
+        return
+    table = Table("setting", "value", "from", "meaning", title="PREFECT_INTEGRATIONS_TPU_*")
+    for one in found:
+        table.add_row(*(_plain(one[key]) for key in ("name", "value", "source", "meaning")))
+    _out.print(table)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 0 (done), 1 (failed) or 2 (wrong usage)."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
@@ -162,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Do what the arguments say; the exit code."""
     try:
-        app(arguments, exit_on_error=False, print_error=True, error_console=_err, result_action="return_value")
+        code = app(arguments, exit_on_error=False, print_error=True, error_console=_err, result_action="return_value")
     except cyclopts.CycloptsError:
         return EXIT_USAGE
     except ConfigurationError as error:
@@ -174,7 +254,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _err.print("Interrupted.")
         return EXIT_FAILED
-    return EXIT_OK
+    return code if isinstance(code, int) else EXIT_OK
 
 
 def _request(name: str, do: str, quiet: bool, *, starts_hosts: bool = False, **arguments: Any) -> Any:

@@ -37,6 +37,7 @@ from prefect_tpu.core.verdict import Kind, Verdict
 from prefect_tpu.failures import as_exception
 from prefect_tpu.logs import Logger, RunLog
 from prefect_tpu.observer import RunObserver
+from prefect_tpu.resolved import Resolved
 from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class GangLaunch:
     """What the attempts of one task run share: leases, budgets, ledger, and the word to stop."""
 
     def __init__(self, runner: TpuMultisliceRunner, task: GangTask[..., Any]) -> None:
-        self.runner = runner
+        self._runner = runner
         self.task = task
         self.timeout_seconds = task.timeout_seconds
         self.spent = Spent()
@@ -77,6 +78,11 @@ class GangLaunch:
         self._run: GangRun | None = None
         self._observer: RunObserver | None = None
         self._began = 0.0
+
+    @functools.cached_property
+    def runner(self) -> Resolved:
+        """The runner with its pool; loaded once for a task run, when it is first needed."""
+        return self._runner.resolve()
 
     # -- from outside
 
@@ -179,11 +185,15 @@ class GangLaunch:
         logger = get_run_logger()
         run_id = str(context.task_run.id)
         if self._run is None:
-            plan = self.runner.plan(
-                timeout_seconds=self.timeout_seconds,
-                checkpoint_name=self._checkpoint_name(context.task_run),
-                say=logger,
-            )
+            try:
+                plan = self.runner.plan(
+                    timeout_seconds=self.timeout_seconds,
+                    checkpoint_name=self._checkpoint_name(context.task_run),
+                    say=logger,
+                )
+            except ConfigurationError:
+                self._decision = Decision(False)
+                raise
             self._run = GangRun(plan, run_id=run_id)
         run, backoff_seconds = self._run, self._backoff_seconds
         if self._cancelled.is_set():

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from prefect_tpu.blocks import TpuSlicePool
+
+_SLUG = re.compile(r"tpu-slice-pool/[a-z0-9-]+")
 
 
 class RunnerOptions(TypedDict, total=False):
     """Arguments of TpuMultisliceRunner that do not change the type of its results."""
 
-    pool: Fleet | str | None
-    num_slices: int
+    pool: Fleet | TpuSlicePool | str | None
+    num_slices: int | None
     accelerator_type: str | None
     topology: str | None
     chips_per_host: int | None
     env: Mapping[str, str] | None
-    preload: Sequence[str]
+    preload: Sequence[str] | None
     jax_distributed: Literal["auto"] | bool
-    resumable: bool
+    resumable: bool | None
     max_preemptions: int | None
-    max_infrastructure_failures: int
-    max_preemptions_without_progress: int
-    preemptible: bool
+    max_infrastructure_failures: int | None
+    max_preemptions_without_progress: int | None
+    preemptible: bool | None
     warm_spares: int | None
     hang_timeout_seconds: float | None
     checkpoint_root: str | Path | None
@@ -45,37 +51,41 @@ def check_options(options: dict[str, Any]) -> None:
         )
 
     pool = options["pool"]
-    if pool is not None and not isinstance(pool, str | Fleet):
-        refuse("pool", "a fleet (LocalFleet, RayFleet) or None")
+    if pool is not None and not isinstance(pool, str | Fleet) and not hasattr(pool, "validate_fleet"):
+        refuse("pool", 'a saved pool ("tpu-slice-pool/NAME"), a TpuSlicePool, a fleet (LocalFleet, RayFleet) or None')
+    if isinstance(pool, str) and not _SLUG.fullmatch(pool):
+        refuse("pool", 'a saved pool as "tpu-slice-pool/NAME", with lower case letters, digits and dashes')
     for name, allowed in (
         ("num_slices", 1),
         ("chips_per_host", 1),
         ("max_preemptions", 0),
+        ("max_infrastructure_failures", 0),
+        ("max_preemptions_without_progress", 1),
         ("max_workers", 1),
         ("warm_spares", 0),
     ):
         value = options[name]
-        optional = name != "num_slices" and value is None
-        if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < allowed):
-            refuse(name, f"a whole number of at least {allowed}" + ("" if name == "num_slices" else ", or None"))
-    for name, least in (("max_infrastructure_failures", 0), ("max_preemptions_without_progress", 1)):
-        value = options[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            refuse(name, f"a whole number of at least {least}")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < allowed):
+            refuse(name, f"a whole number of at least {allowed}, or None")
     for name in ("accelerator_type", "topology"):
         if not (options[name] is None or isinstance(options[name], str)):
             refuse(name, 'a string such as "v4"' if name == "accelerator_type" else 'a string such as "2x2x2"')
-    for name in ("flatten", "resumable", "preemptible"):
-        if not isinstance(options[name], bool):
-            refuse(name, "True or False")
+    if not isinstance(options["flatten"], bool):
+        refuse("flatten", "True or False")
+    for name in ("resumable", "preemptible"):
+        if options[name] is not None and not isinstance(options[name], bool):
+            refuse(name, "True, False or None")
     if options["returns"] not in ("all", "process0"):
         refuse("returns", '"all" or "process0"')
     if options["jax_distributed"] not in ("auto", True, False):
         refuse("jax_distributed", '"auto", True or False')
     env, preload = options["env"], options["preload"]
-    if not isinstance(env, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in env.items()):
-        refuse("env", "a mapping of strings to strings")
-    if isinstance(preload, str) or not (isinstance(preload, Sequence) and all(isinstance(one, str) for one in preload)):
+    if env is not None and not (
+        isinstance(env, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in env.items())
+    ):
+        refuse("env", "a mapping of strings to strings, or None")
+    modules = isinstance(preload, Sequence) and all(isinstance(one, str) for one in preload)
+    if preload is not None and (isinstance(preload, str) or not modules):
         refuse("preload", 'a sequence of names of modules, such as ("jax", "numpy")')
     for name in ("lease_timeout_seconds", "lease_hold_seconds", "launch_timeout_seconds", "cancel_grace_seconds"):
         value = options[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
@@ -14,9 +15,36 @@ class TpuSettings(PrefectBaseSettings):
 
     model_config = build_settings_config(("integrations", "tpu"))
 
+    pool: str | None = Field(
+        default=None, description='Saved pool for runners without one, such as "tpu-slice-pool/v6e-spot".'
+    )
     ray_address: str | None = Field(
         default=None,
         description='Ray cluster for runners without a pool: "auto" or host:port; unset: simulated slices.',
+    )
+    num_slices: int = Field(default=1, ge=1, description="Slices of a gang.")
+    chips_per_host: int | None = Field(
+        default=None, ge=1, description="Chips of a host, if not the default of its accelerator type."
+    )
+    preemptible: bool = Field(
+        default=False, description="Slices can be taken away host by host, so a host that vanishes was preempted."
+    )
+    env: dict[str, str] = Field(default={}, description="Variables of the host processes, as JSON.")
+    preload: list[str] = Field(
+        default=["jax", "numpy", "cloudpickle"], description="Modules imported ahead on every host, as JSON list."
+    )
+    resumable: bool = Field(default=True, description="Unset it for one attempt only, whatever it ends with.")
+    max_preemptions: int | None = Field(
+        default=None, ge=0, description="Attempts that may be lost to preemption; unset: unlimited."
+    )
+    max_infrastructure_failures: int = Field(
+        default=10, ge=0, description="Attempts that may be lost to hosts that vanish."
+    )
+    max_preemptions_without_progress: int = Field(
+        default=20, ge=1, description="Preemptions in a row in which runtime.report saw no new step."
+    )
+    warm_spares: int | None = Field(
+        default=None, ge=0, description="Free slices with agents started ahead; unset: 1 for simulated slices, else 0."
     )
     accelerator_type: str = Field(default="v4", description="Accelerator type where neither runner nor pool has one.")
     topology: str = Field(default="2x2x2", description="Topology of a slice where neither runner nor pool has one.")
@@ -138,6 +166,21 @@ class TpuSettings(PrefectBaseSettings):
         gt=0,
         description="Pieces of results that are on their way to the driver at the same time, in bytes.",
     )
+
+
+def describe_settings() -> list[dict[str, str]]:
+    """Every setting: "name" of its variable, "value", "source" ("environment", "file" or "default"), "meaning"."""
+    settings, found = current_settings(), []
+    prefix = str(settings.model_config.get("env_prefix", "")).upper()
+    for name, field in TpuSettings.model_fields.items():
+        variable = f"{prefix}{name.upper()}"
+        source = "default"
+        if name in settings.model_fields_set:
+            source = "environment" if variable in os.environ else "file"
+        value = getattr(settings, name)
+        shown = "" if value is None else json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
+        found.append({"name": variable, "value": shown, "source": source, "meaning": field.description or ""})
+    return found
 
 
 def current_settings() -> TpuSettings:

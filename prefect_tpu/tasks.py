@@ -82,7 +82,7 @@ class GangTask(Task[P, R]):
         launch = clone.launch = GangLaunch(self.task_runner, clone)
         clone.retry_condition_fn = launch.retry_condition()
         clone.timeout_seconds = None  # the launch counts it from the launch of the gang, not from the queue
-        clone.cache_policy = with_gang_shape(self.cache_policy, self.task_runner.result_shape())
+        clone.cache_policy = with_gang_shape(self.cache_policy, lambda: launch.runner.result_shape())
         return clone, launch
 
     def with_options(self, *, task_runner: RunnerOrClass | None = None, **options: Any) -> GangTask[P, R]:

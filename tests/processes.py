@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -52,6 +53,12 @@ def with_environment(name: str, value: str) -> dict[int, str]:
         if wanted in environ and stat is not None and stat[0] != "Z" and one != os.getpid():
             found[one] = stat[2]
     return found
+
+
+def running(pids: Iterable[int]) -> dict[int, str]:
+    """Those of these processes that run now, with their start times."""
+    found = {pid: _stat(pid) for pid in pids}
+    return {pid: stat[2] for pid, stat in found.items() if stat is not None and stat[0] != "Z"}
 
 
 def alive(processes: dict[int, str]) -> dict[int, str]:

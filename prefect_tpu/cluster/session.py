@@ -223,6 +223,18 @@ def _off_main_thread(do: Callable[[], object]) -> None:
         raise failure[0]
 
 
+def resolve_address(address: str) -> str:
+    """The "host:port" of "auto" or "host:port", once something listens there. Connects nothing.
+
+    Raises:
+        ConfigurationError: there is no such cluster, or it does not answer.
+    """
+    _refuse_ray_client(address)
+    target = _resolve(address)
+    _check_reachable(target, address)
+    return target
+
+
 def _resolve(address: str) -> str:
     try:
         target: str | None = services.canonicalize_bootstrap_address(address)

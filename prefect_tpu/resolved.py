@@ -1,0 +1,180 @@
+"""A runner with everything filled in: from its own arguments, settings, pool and defaults, in that order."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prefect.settings import get_current_settings
+
+from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
+from prefect_tpu.cluster.plan import GangPlan
+from prefect_tpu.core.host import DeviceCheck
+from prefect_tpu.core.retry import Limits
+from prefect_tpu.settings import current_settings
+
+if TYPE_CHECKING:
+    from prefect_tpu.blocks import TpuSlicePool
+    from prefect_tpu.logs import Logger
+
+log = logging.getLogger("prefect_tpu.pools")
+
+DEFAULT_POOL_NAME = "default"
+"""Of the saved pool that is used where nothing else is said."""
+
+_warned = threading.Event()
+
+
+class Resolved:
+    """What a runner's gangs are made of. Loads a pool by its slug when that is first needed, never at import.
+
+    Precedence for every value: the runner's argument; a setting `PREFECT_INTEGRATIONS_TPU_*` that is set; the
+    pool's field; the setting's default. A fleet given as such (`pool=LocalFleet(...)`) tells the kind of its slices
+    before settings do.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """`options`: the runner's arguments; None stands for "not given"."""
+        self._options = options
+        self._settings = current_settings()
+
+    @functools.cached_property
+    def pool(self) -> TpuSlicePool | Fleet | None:
+        """The pool or fleet; None for the local fleet of the defaults."""
+        given = self._options["pool"]
+        if given is None:
+            given = self._settings.pool
+        if isinstance(given, str):
+            from prefect_tpu.blocks import load_pool
+
+            return load_pool(given)
+        if given is not None or self._settings.ray_address:
+            return given or RayFleet(address=str(self._settings.ray_address))
+        from prefect_tpu.blocks import find_pool
+
+        return find_pool(DEFAULT_POOL_NAME)
+
+    def value(self, name: str) -> Any:
+        """Of one argument, setting or field of this name."""
+        given = self._options.get(name)
+        if given is not None:
+            return given
+        pool = self.pool
+        if isinstance(pool, Fleet) and getattr(pool, name, None) is not None:
+            return getattr(pool, name)
+        if name in self._settings.model_fields_set:
+            return getattr(self._settings, name)
+        if pool is not None and not isinstance(pool, Fleet):
+            found = getattr(pool, name, None)
+            if found is not None:
+                return found
+        return getattr(self._settings, name)
+
+    @functools.cached_property
+    def fleet(self) -> Fleet:
+        """Where the slices come from."""
+        pool = self.pool
+        if pool is None:
+            return LocalFleet()
+        if isinstance(pool, Fleet):
+            return pool
+        return pool.fleet.make(self.value("accelerator_type"), self.value("topology"), self.value("chips_per_host"))
+
+    @functools.cached_property
+    def limits(self) -> Limits:
+        """Budgets other than the task's own `retries`."""
+        return Limits(
+            max_preemptions=self.value("max_preemptions"),
+            max_infrastructure_failures=self.value("max_infrastructure_failures"),
+            max_preemptions_without_progress=self.value("max_preemptions_without_progress"),
+            resumable=self.value("resumable"),
+        )
+
+    @property
+    def lease_hold_seconds(self) -> float:
+        """How long slices are kept over a retry delay."""
+        return float(self.value("lease_hold_seconds"))
+
+    @property
+    def cancel_grace_seconds(self) -> float:
+        """Between SIGTERM and SIGKILL."""
+        return float(self.value("cancel_grace_seconds"))
+
+    def result_shape(self) -> tuple[str, ...]:
+        """What the shape of a result depends on; part of the cache key."""
+        names = ("num_slices", "accelerator_type", "topology", "chips_per_host")
+        return (
+            *(str(self.value(name)) for name in names),
+            str(self._options["flatten"]),
+            str(self._options["returns"]),
+        )
+
+    def shape_results(self, results: list[Any], hosts_per_slice: int) -> Any:
+        """Results in process-id order, as the task returns them."""
+        if self._options["returns"] == "process0":
+            return results[0]
+        if self._options["flatten"]:
+            return results
+        return [results[i : i + hosts_per_slice] for i in range(0, len(results), hosts_per_slice)]
+
+    def plan(self, *, timeout_seconds: float | None, checkpoint_name: str, say: Logger) -> GangPlan:
+        """Everything about the gang. Connects to nothing.
+
+        Args:
+            timeout_seconds: the task's own.
+            checkpoint_name: the same for every attempt, and for the same task of a retried flow run.
+            say: where a warning about simulated slices goes.
+
+        Raises:
+            ConfigurationError: no pool of that name, or values that do not fit together.
+        """
+        settings, value, fleet = self._settings, self.value, self.fleet
+        if self.pool is None and not _warned.is_set():
+            _warned.set()
+            say.warning(
+                "No pool given, none saved as tpu-slice-pool/default, and no PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS set: "
+                "simulated TPU slices on CPU (LocalFleet). Pass pool=... to run on real ones."
+            )
+        simulated = isinstance(fleet, LocalFleet)
+        spares, options = value("warm_spares"), self._options
+        root = value("checkpoint_root") or get_current_settings().home / "tpu" / "checkpoints"
+        return GangPlan(
+            fleet=fleet,
+            num_slices=value("num_slices"),
+            accelerator_type=value("accelerator_type"),
+            topology=value("topology"),
+            chips_per_host=value("chips_per_host"),
+            preload=tuple(value("preload")),
+            env=dict(value("env")),
+            jax_distributed=options["jax_distributed"],
+            process0_only=options["returns"] == "process0",
+            lease_timeout_seconds=float(value("lease_timeout_seconds")),
+            lease_linger_seconds=settings.lease_linger_seconds,
+            queue_message_interval_seconds=settings.queue_message_interval_seconds,
+            agent_start_timeout_seconds=settings.agent_start_timeout_seconds,
+            agent_idle_release_seconds=float(value("agent_idle_release_seconds")),
+            agent_poll_seconds=settings.agent_poll_seconds,
+            launch_timeout_seconds=float(value("launch_timeout_seconds")),
+            jax_initialization_timeout_seconds=int(settings.jax_initialization_timeout_seconds),
+            failure_window_seconds=settings.failure_window_seconds,
+            clear_failure_window_seconds=settings.clear_failure_window_seconds,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+            hang_timeout_seconds=value("hang_timeout_seconds"),
+            hang_compile_grace_seconds=settings.hang_compile_grace_seconds,
+            lease_hold_seconds=self.lease_hold_seconds,
+            metadata_url=settings.metadata_url or ("" if simulated else None),
+            preemptible=value("preemptible"),
+            warm_spares=int(simulated) if spares is None else spares,
+            cancel_grace_seconds=self.cancel_grace_seconds,
+            inline_payload_bytes=settings.inline_payload_bytes,
+            result_window_bytes=settings.result_window_bytes,
+            timeout_seconds=timeout_seconds,
+            checkpoint_dir=f"{str(root).rstrip('/')}/{checkpoint_name}",
+            devices=DeviceCheck(tuple(settings.device_globs), settings.libtpu_lock_file, settings.device_wait_seconds),
+            log_lines_per_second=settings.host_log_lines_per_second,
+            log_burst_lines=settings.host_log_lines_per_second * settings.log_burst_seconds,
+            log_level=say.getEffectiveLevel(),
+        )
