@@ -15,10 +15,9 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import State
-from prefect.testing.utilities import prefect_test_harness
 from ray.util import placement_group_table
 
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts, task
+from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
 from prefect_tpu.cluster import inventory, tpu
 from prefect_tpu.cluster.fleet_hosts import MARK_VARIABLE
 from tests.prefect.conftest import eventually
@@ -33,11 +32,8 @@ RESTORE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="package", autouse=True)
-def server() -> Iterator[None]:
-    """A Prefect server of its own with an empty database."""
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
-        artifacts.flush(5)
+def server(prefect_server: None) -> None:
+    """Prefect's own, real."""
 
 
 @pytest.fixture(scope="package")

@@ -14,10 +14,9 @@ import prefect
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.testing.utilities import prefect_test_harness
 
 import prefect_tpu
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts
+from prefect_tpu import LocalFleet, TpuMultisliceRunner
 
 SIGNAL_SECONDS = 60.0
 """How long a task waits for a file of the test; only a test that fails waits so long."""
@@ -56,11 +55,8 @@ class Side:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def server() -> Iterator[None]:
-    """A Prefect server of its own with an empty database."""
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
-        artifacts.flush(5)
+def server(prefect_server: None) -> None:
+    """Prefect's own, real."""
 
 
 @pytest.fixture(scope="package")

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
 from prefect_tpu.cluster.fleet_hosts import MARK_VARIABLE
@@ -59,10 +58,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """A Prefect server of its own."""
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
+def server(prefect_server: None) -> None:
+    """Prefect's own, real."""
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect.settings import get_current_settings
-from prefect.testing.utilities import prefect_test_harness
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """A Prefect server of its own."""
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
+def server(prefect_server: None) -> None:
+    """Prefect's own, real."""
 
 
 def run(path: Path, seconds: float) -> str:

@@ -8,19 +8,15 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.testing.utilities import prefect_test_harness
 
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts
+from prefect_tpu import LocalFleet, TpuMultisliceRunner
 
 WAIT_SECONDS = 20.0
 
 
 @pytest.fixture(scope="session", autouse=True)
-def server() -> Iterator[None]:
-    """A Prefect server of its own with an empty database."""
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
-        artifacts.flush(5)
+def server(prefect_server: None) -> None:
+    """Prefect's own, real."""
 
 
 @pytest.fixture(scope="session")
