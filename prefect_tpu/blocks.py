@@ -5,11 +5,9 @@ Register them with `prefect block register -m prefect_tpu`; the forms are then i
 
 from __future__ import annotations
 
-import base64
 import logging
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import anyio.to_thread
@@ -17,8 +15,7 @@ from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFilterBlockTypeId
-from prefect.client.schemas.objects import BlockType
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prefect_tpu.cluster.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
 from prefect_tpu.core.errors import ConfigurationError, TopologyError, TpuError
@@ -31,8 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect_tpu.pools")
 
-LOGO = "data:image/png;base64," + base64.b64encode(Path(__file__).with_name("logo.png").read_bytes()).decode()
-DOCUMENTATION = "https://github.com/prefect-tpu/prefect-tpu/blob/main/docs/pools.md"
+LOGO = "https://cdn.sanity.io/images/3ugk85nk/production/10424e311932e31c477ac2b9ef3d53cefbaad708-250x250.png"
+"""Google Cloud's, where Prefect's own collection for it has it; Prefect's client takes no picture in line."""
+DOCUMENTATION = "https://cloud.google.com/tpu/docs/multislice-introduction"
 MAX_SHOWN = 20
 """Names of saved pools in an error."""
 
@@ -46,22 +44,21 @@ class FleetSource(Protocol):
 
 
 class _TpuBlock(Block):
-    """With a logo that needs no network."""
+    """What all of them have."""
 
     _logo_url: ClassVar[Any] = LOGO
-    _documentation_url = DOCUMENTATION  # type: ignore[assignment]
+    _documentation_url: ClassVar[Any] = DOCUMENTATION
 
-    model_config = ConfigDict(extra="forbid")
-
+    @model_validator(mode="before")
     @classmethod
-    def _to_block_type(cls) -> BlockType:
-        whole, cls._logo_url = cls._logo_url, None
-        try:
-            made = super()._to_block_type()
-        finally:
-            cls._logo_url = whole
-        made.logo_url = whole  # Prefect's server takes any text, its client only http
-        return made
+    def _no_unknown_fields(cls, given: Any) -> Any:
+        """Prefect's blocks keep whatever they are given, so that a misspelt field would be a silent one."""
+        if isinstance(given, dict):
+            known = {*cls.model_fields, "block_type_slug", "is_anonymous"}
+            unknown = sorted(name for name in given if name not in known and not name.startswith("_"))
+            if unknown:
+                raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(cls.model_fields)}")
+        return given
 
 
 class LocalFleetBlock(_TpuBlock):
@@ -331,8 +328,8 @@ def load_pool(slug: str) -> TpuSlicePool:
     name = slug.rpartition("/")[2]
     try:
         return _load(name)
-    except ValidationError as error:
-        raise ConfigurationError(f"the pool saved as {slug!r} is not valid: {error}") from error
+    except (ValidationError, RuntimeError) as error:
+        raise ConfigurationError(_invalid(slug, error)) from error
     except ValueError:
         raise ConfigurationError(_missing(slug)) from None
 
@@ -341,8 +338,8 @@ def find_pool(name: str) -> TpuSlicePool | None:
     """The pool that is saved under this name; None if there is none, or Prefect's API does not answer."""
     try:
         return _load(name)
-    except ValidationError as error:
-        raise ConfigurationError(f"the pool saved as 'tpu-slice-pool/{name}' is not valid: {error}") from error
+    except (ValidationError, RuntimeError) as error:
+        raise ConfigurationError(_invalid(f"tpu-slice-pool/{name}", error)) from error
     except Exception as error:  # noqa: BLE001 - there need not be one
         log.debug("no pool %r: %r", name, error)
         return None
@@ -362,6 +359,10 @@ def saved_pools() -> list[str]:
         body = {"block_documents": only.model_dump(mode="json"), "include_secrets": False}
         found = client.request("POST", "/block_documents/filter", json=body).json()
     return sorted(f"tpu-slice-pool/{one['name']}" for one in found if one.get("name"))
+
+
+def _invalid(slug: str, error: Exception) -> str:
+    return f"the pool saved as {slug!r} is not valid (any more): {error.__cause__ or error}. Save it again."
 
 
 def _missing(slug: str) -> str:

@@ -228,10 +228,9 @@ def settings(*, json: Json = False) -> None:
     if json:
         _tell(json, {"settings": found}, "")
         return
-    table = Table("setting", "value", "from", "meaning", title="PREFECT_INTEGRATIONS_TPU_*")
     for one in found:
-        table.add_row(*(_plain(one[key]) for key in ("name", "value", "source", "meaning")))
-    _out.print(table)
+        _out.print(_plain(f"{one['name']}={one['value']}  ({one['source']})"))
+        _out.print(_plain(f"    {one['meaning']}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

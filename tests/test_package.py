@@ -66,12 +66,12 @@ def test_settings_come_from_prefects_variables(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_setting_is_described_with_its_unit() -> None:
-    """A time ends in _seconds, a size in _bytes, a rate in _per_second, and each has a sentence."""
+    """A time ends in _seconds, a size in _bytes, a rate in _per_second, a count starts as one; each has a sentence."""
     for name, field in TpuSettings.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
         if field.annotation in (int, float):
-            assert name.endswith(("_seconds", "_bytes", "_per_second")), name
+            assert name.endswith(("_seconds", "_bytes", "_per_second")) or name.startswith(("num_", "max_")), name
 
 
 def test_a_setting_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,3 +147,50 @@ def test_a_killed_fleet_is_noticed_and_replaced(cli: Cli, home: Path) -> None:
     assert not fleet_processes.is_alive(second["pid"])
     assert not os.path.exists(directory)
     assert not (home / "tpu" / "b.json").exists()
+
+
+def test_settings_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """Value, source, meaning; as a table and as JSON."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_NUM_SLICES", "3")
+    rows = {one["name"]: one for one in json.loads(cli("settings", "--json").stdout)["settings"]}
+    assert rows["PREFECT_INTEGRATIONS_TPU_NUM_SLICES"]["value"] == "3"
+    assert rows["PREFECT_INTEGRATIONS_TPU_NUM_SLICES"]["source"] == "environment"
+    assert rows["PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS"]["source"] == "default"
+    assert "in seconds" in rows["PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS"]["meaning"]
+    assert "NUM_SLICES" in cli("settings").stdout
+
+
+def test_doctor_without_anything(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """No API and no cluster are no faults, an API that does not answer is; each line says what to do."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = cli("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok  python" in done.stdout
+    assert "ok  prefect with fastapi" in done.stdout
+    assert "--  Ray: no cluster given" in done.stdout
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    done = cli("doctor", "--address", "127.0.0.1:9", "--json")
+    assert done.returncode == 1
+    found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert found["Prefect API"]["ok"] is False
+    assert "PREFECT_API_URL" in found["Prefect API"]["to_do"]
+    assert found["Ray"]["ok"] is False
+    assert "127.0.0.1:9" in found["Ray"]["says"]
+
+
+def test_doctor_looks_at_every_host(
+    up: dict[str, object], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole slices, versions on each host, and who holds an accelerator there."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = cli("doctor", "--address", str(up["address"]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "whole slices: 2 of v4 2x2x1" in done.stdout
+    assert len(re.findall(r"ok  slice-[01] host 0: python .* jax [0-9]", done.stdout)) == 2
+    lock = tmp_path / "lock"
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LIBTPU_LOCK_FILE", str(lock))
+    with lock.open("w"):
+        done = cli("doctor", "--address", str(up["address"]))
+    assert done.returncode == 1
+    assert f"not slice-0 host 0: accelerator: {lock} is held by pid {os.getpid()}" in done.stdout

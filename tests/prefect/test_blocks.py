@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
+from urllib.error import URLError
 from uuid import uuid4
 
 import pytest
 from prefect import flow
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import get_current_settings
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from prefect_tpu import (
@@ -39,6 +42,13 @@ class TestStandard(BlockStandardTestSuite):
         """Each of them."""
         return block
 
+    def test_has_a_valid_image(self, block: type[Block]) -> None:
+        """Where the network reaches it."""
+        try:
+            super().test_has_a_valid_image(block)
+        except URLError as error:
+            pytest.skip(f"the logo's host cannot be reached: {error.reason}")
+
 
 @pytest.fixture
 def name() -> str:
@@ -56,12 +66,13 @@ def test_registered_as_the_readme_says(client: SyncPrefectClient) -> None:
     """`prefect block register -m prefect_tpu`: forms with logo, description and example."""
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "block", "register", "-m", "prefect_tpu"],
+        env=os.environ | {"PREFECT_API_URL": str(get_current_settings().api.url)},
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     for words in ("TPU Slice Pool", "Local TPU Fleet", "Ray TPU Fleet"):
         assert words in done.stdout
     kind = client.request("GET", "/block_types/slug/{slug}", path_params={"slug": "tpu-slice-pool"}).json()
-    assert kind["logo_url"].startswith("data:image/png;base64,")
+    assert kind["logo_url"].startswith("https://")
     assert "how runs on them are retried" in kind["description"]
     assert "TpuSlicePool.load" in kind["code_example"]
 
