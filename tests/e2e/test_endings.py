@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from prefect.settings import get_current_settings
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
 from prefect_tpu.cluster.fleet_hosts import MARK_VARIABLE
+from tests.prefect.conftest import eventually
 from tests.processes import alive, assert_gone, descendants, with_environment
 
 SCRIPT = """
@@ -171,6 +173,25 @@ def test_a_shared_fleet_is_free_again(tmp_path: Path, fleet: LocalFleet, how: st
 
     assert one() == [1, 1]
     assert not alive(sleepers())
+    if kill is not signal.SIGKILL:
+        assert ended_as_prefect_says() == ("CRASHED", {"CANCELLED"})
+
+
+def ended_as_prefect_says() -> tuple[str, set[str]]:
+    """State type of the newest task run of the scripts, and the outcomes in its table; nothing is charged."""
+    with get_client(sync_client=True) as client:
+        newest = {"task_runs": {"name": {"like_": "hold"}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+
+        def look() -> Any:
+            (run,) = client.request("POST", "/task_runs/filter", json=newest).json()
+            return run if run["state_type"] not in ("RUNNING", "PENDING") else None
+
+        run = eventually(look, "the task run has ended")
+        of_run = {"artifacts": {"task_run_id": {"any_": [run["id"]]}, "type": {"any_": ["table"]}}}
+        found = eventually(lambda: client.request("POST", "/artifacts/filter", json=of_run).json(), "its table")
+    rows = json.loads(found[0]["data"])
+    assert {row["charged to"] for row in rows} == {""}
+    return run["state_type"], {row["outcome"] for row in rows}
 
 
 @pytest.mark.slow
