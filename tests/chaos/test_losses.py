@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -67,6 +68,36 @@ def test_a_slice_is_preempted_and_only_that_one_is_replaced(chaos: Chaos) -> Non
     rows = {(row["attempt"], row["name"]): row["outcome"] for row in story.rows}
     assert rows[1, before[0]] == "COLLATERAL"
     assert rows[1, before[1]] == "PREEMPTED"
+
+
+def test_what_is_shown_while_the_run_goes_on(chaos: Chaos) -> None:
+    """Table and summary have the attempt that has ended, the progress is that of the one that runs."""
+    shown: dict[str, Any] = {}
+
+    def preempt_and_look(one: Chaos) -> None:
+        one.fleet.preempt(one.ready()[1])
+        one.ready(attempt=2)
+
+        def look() -> Any:
+            runs = one.client.request(
+                "POST", "/task_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+            ).json()
+            found = one.client.request(
+                "POST", "/artifacts/filter", json={"artifacts": {"task_run_id": {"any_": [runs[0]["id"]]}}}
+            ).json()
+            by_type = {artifact["type"]: artifact for artifact in found}
+            return by_type if "all 4 hosts run" in by_type.get("progress", {}).get("description", "") else None
+
+        try:
+            shown.update(eventually(look, "the progress of the second attempt"))
+        finally:
+            (one.folder / "go").touch()
+
+    story = chaos.play(preempt_and_look, then="every after return")
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    assert shown["progress"]["description"] == "gang: attempt 2: all 4 hosts run"
+    assert {row["attempt"] for row in json.loads(shown["table"]["data"])} == {1}
+    assert "## gang: 1 attempt ended, the next one follows" in shown["markdown"]["data"]
 
 
 def test_the_coordinators_host_is_lost(chaos: Chaos) -> None:
