@@ -34,6 +34,10 @@ SUSPECT_SECONDS = 15.0
 view of it is stale for some seconds."""
 
 
+Extra = tuple[tuple[str, float], ...]
+"""Resources beside the chips that are reserved on each host, sorted by name: (("CPU", 4.0),)."""
+
+
 @dataclass(slots=True)
 class Lease:
     """Our hold on one slice: a placement group over the chips of all its hosts."""
@@ -42,6 +46,7 @@ class Lease:
     group: Any
     generation: int
     reserved_at: float
+    extra: Extra = ()
     released: bool = False
 
     def release(self) -> None:
@@ -131,6 +136,7 @@ class _Ticket:
 
     shape: SliceShape
     num_slices: int
+    extra: Extra
 
 
 class LeaseQueue:
@@ -207,6 +213,7 @@ class LeaseQueue:
         cancelled: Callable[[], bool],
         say: Callable[[str], None],
         say_interval_seconds: float,
+        extra: Extra = (),
     ) -> GangLease:
         """Reserve `num_slices` intact, free slices of `shape`, all or none.
 
@@ -218,17 +225,18 @@ class LeaseQueue:
             cancelled: asked often; True ends the wait.
             say: told why it waits.
             say_interval_seconds: pause between two such words.
+            extra: reserved on each host beside its chips.
 
         Raises:
             SliceUnavailableError: the deadline passed; the message has what was asked and what there is.
             GangCancelledError: `cancelled` said so.
         """
-        ticket = _Ticket(shape, num_slices)
+        ticket = _Ticket(shape, num_slices, extra)
         with self._lock:
             self._waiting.append(ticket)
         session.hold()
         try:
-            leases = self._wait(ticket, shape, num_slices, timeout_seconds, fleet, cancelled, say, say_interval_seconds)
+            leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds)
             return GangLease(leases, session.generation(), self)
         except BaseException:
             session.release()
@@ -241,14 +249,13 @@ class LeaseQueue:
     def _wait(
         self,
         ticket: _Ticket,
-        shape: SliceShape,
-        num_slices: int,
         timeout_seconds: float,
         fleet: str,
         cancelled: Callable[[], bool],
         say: Callable[[str], None],
         say_interval_seconds: float,
     ) -> list[Lease]:
+        shape, num_slices = ticket.shape, ticket.num_slices
         deadline = time.monotonic() + timeout_seconds
         next_word = time.monotonic() + SETTLE_SECONDS
         while True:
@@ -257,12 +264,12 @@ class LeaseQueue:
             if cancelled():
                 raise GangCancelledError("cancelled while it waited for slices")
             position = self._position(ticket)
-            leases = self._try(shape, num_slices) if position == 0 else None
+            leases = self._try(ticket) if position == 0 else None
             if leases is not None:
                 return leases
             now = time.monotonic()
             if now >= deadline:
-                raise SliceUnavailableError(_unavailable(shape, num_slices, fleet, timeout_seconds, position))
+                raise SliceUnavailableError(_unavailable(ticket, fleet, timeout_seconds, position))
             if now >= next_word:
                 next_word = now + say_interval_seconds
                 ahead = f", {position} gangs ahead of this one" if position else ""
@@ -283,11 +290,12 @@ class LeaseQueue:
         there_are = len(inventory.read_slices(ticket.shape))
         return sum(one.num_slices <= there_are for one in earlier)
 
-    def _try(self, shape: SliceShape, num_slices: int) -> list[Lease] | None:
+    def _try(self, ticket: _Ticket) -> list[Lease] | None:
+        shape, num_slices = ticket.shape, ticket.num_slices
         now = time.monotonic()
         with self._lock:
             self._suspects = suspects = {name: until for name, until in self._suspects.items() if until > now}
-        leases = self._take_kept(shape, num_slices)
+        leases = self._take_kept(ticket)
         if len(leases) == num_slices:
             return leases
         try:
@@ -297,7 +305,7 @@ class LeaseQueue:
                 _release_all(leases)
                 return None
             chosen = sorted(free, key=lambda one: (one.name in suspects, numeric_key(one.name)))[:missing]
-            leases.extend(_reserve(one, shape) for one in chosen)
+            leases.extend(_reserve(one, shape, ticket.extra) for one in chosen)
             give_up = time.monotonic() + RESERVE_TIMEOUT_SECONDS
             for lease in leases:
                 if not lease.group.wait(max(0.01, give_up - time.monotonic())):
@@ -311,26 +319,35 @@ class LeaseQueue:
         _release_all(leases)
         return None
 
-    def _take_kept(self, shape: SliceShape, num_slices: int) -> list[Lease]:
+    def _take_kept(self, ticket: _Ticket) -> list[Lease]:
         """Leases that an earlier gang of this process has left, as far as their slices are whole."""
         with self._lock:
             if not self._kept:
                 return []
-        whole = {one.name: one for one in inventory.summary().slices if inventory.fits(one, shape) and not one.draining}
+        whole = {
+            one.name: one
+            for one in inventory.summary().slices
+            if inventory.fits(one, ticket.shape) and not one.draining
+        }
         generation = session.generation()
         with self._lock:
             names = [
                 name
                 for name, (lease, _) in self._kept.items()
-                if name in whole and whole[name].slice == lease.slice and lease.generation == generation
+                if name in whole
+                and whole[name].slice == lease.slice
+                and lease.generation == generation
+                and lease.extra == ticket.extra
             ]
-            return [self._kept.pop(name)[0] for name in sorted(names, key=numeric_key)[:num_slices]]
+            return [self._kept.pop(name)[0] for name in sorted(names, key=numeric_key)[: ticket.num_slices]]
 
 
-def _reserve(one: Slice, shape: SliceShape) -> Lease:
+def _reserve(one: Slice, shape: SliceShape, extra: Extra) -> Lease:
     # The head resource goes with host 0, so that programs which claim slices by it stay away.
     bundles = [
-        {"TPU": float(host.chips)} | ({f"TPU-{shape.pod_type}-head": 1.0} if host.has_head_resource else {})
+        {"TPU": float(host.chips)}
+        | ({f"TPU-{shape.pod_type}-head": 1.0} if host.has_head_resource else {})
+        | dict(extra)
         for host in one.hosts
     ]
     group = placement_group(
@@ -338,7 +355,7 @@ def _reserve(one: Slice, shape: SliceShape) -> Lease:
         strategy="STRICT_SPREAD" if len(bundles) > 1 else "PACK",
         bundle_label_selector=[{"ray.io/node-id": host.node_id} for host in one.hosts],
     )
-    return Lease(one, group, session.generation(), time.monotonic())
+    return Lease(one, group, session.generation(), time.monotonic(), extra)
 
 
 def _release_all(leases: list[Lease]) -> None:
@@ -346,14 +363,16 @@ def _release_all(leases: list[Lease]) -> None:
         lease.release()
 
 
-def _unavailable(shape: SliceShape, num_slices: int, fleet: str, timeout_seconds: float, position: int) -> str:
+def _unavailable(ticket: _Ticket, fleet: str, timeout_seconds: float, position: int) -> str:
+    shape, num_slices = ticket.shape, ticket.num_slices
+    beside = "".join(f" and {amount:g} {name} on each" for name, amount in ticket.extra)
     try:
         has = inventory.summary().describe()
     except (ray.exceptions.RayError, ConnectionError) as error:
         has = f"unknown, the cluster does not answer ({error})"
     return (
         f"No {num_slices} free {shape.accelerator_type} {shape.topology} slices within {timeout_seconds:g} s "
-        f"(lease_timeout_seconds). Asked: {num_slices} x {shape.hosts} hosts x {shape.chips_per_host} chips. "
+        f"(lease_timeout_seconds). Asked: {num_slices} x {shape.hosts} hosts x {shape.chips_per_host} chips{beside}. "
         f"{fleet} has: {has}. Ahead in this process's queue: {position}. "
         "Ask for fewer slices or another topology, add slices to the fleet, wait for other gangs to end, "
         "or raise lease_timeout_seconds on the runner."

@@ -14,7 +14,10 @@ from prefect_tpu.core.topology import SliceShape
 
 @dataclass(frozen=True, slots=True)
 class GangPlan:
-    """What a gang is made of, and every limit that it runs under. Times in seconds, sizes in bytes."""
+    """What a gang is made of, and every limit that it runs under. Times in seconds, sizes in bytes.
+
+    `host_resources` are reserved on each host beside its chips, sorted by name.
+    """
 
     fleet: Fleet
     num_slices: int
@@ -51,6 +54,7 @@ class GangPlan:
     log_lines_per_second: float
     log_burst_lines: float
     log_level: int
+    host_resources: tuple[tuple[str, float], ...] = ()
 
     def resolve(self) -> SliceShape:
         """The slices' shape; raises TopologyError for what does not exist."""

@@ -81,6 +81,7 @@ class Ahead:
                 cancelled=self._enough.is_set,
                 say=lambda _: None,
                 say_interval_seconds=plan.queue_message_interval_seconds,
+                extra=plan.host_resources,
             )
         except Exception as error:  # noqa: BLE001 - the next attempt looks for itself
             log.debug("nothing could be reserved ahead: %s", error)
@@ -199,6 +200,7 @@ class GangRun:
             cancelled=self._cancelled.is_set,
             say=say,
             say_interval_seconds=plan.queue_message_interval_seconds,
+            extra=plan.host_resources,
         )
 
     def _reserve_ahead(self, shape: SliceShape, observer: Observer, slice_name: str) -> None:

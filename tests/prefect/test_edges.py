@@ -27,8 +27,19 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 from prefect.task_worker import TaskWorker
 from prefect.tasks import MaterializingTask, Task
 from prefect_ray import RayTaskRunner
+from prefect_ray.context import remote_options
+from ray._private import state as ray_state
 
-from prefect_tpu import ConfigurationError, LocalFleet, RayFleet, TpuMultisliceRunner, materialize, runtime, task
+from prefect_tpu import (
+    ConfigurationError,
+    LocalFleet,
+    RayFleet,
+    SliceUnavailableError,
+    TpuMultisliceRunner,
+    materialize,
+    runtime,
+    task,
+)
 from prefect_tpu.tasks import GangTask
 from tests.prefect.conftest import eventually
 from tests.prefect.test_prefect_sees import run_and_state, task_runs
@@ -366,6 +377,64 @@ def test_gangs_and_ray_task_runners_exchange_futures(fleet: LocalFleet, one_slic
     assert "inside a Ray worker process" in refused
     assert "Start it from the flow" in refused
     assert "was started past prefect_tpu" in past
+
+
+def test_remote_options_reserve_more_of_a_gangs_hosts(fleet: LocalFleet, tmp_path: Path) -> None:
+    """num_cpus, memory and resources, on each host, for as long as it runs; called or submitted."""
+    fleet.connect()
+    runner: Any = TpuMultisliceRunner(pool=fleet, num_slices=1, jax_distributed=False, lease_timeout_seconds=20)
+    folder = str(tmp_path)
+
+    @task(task_runner=runner)
+    def hold(name: str) -> None:
+        import pathlib
+        import time
+
+        pathlib.Path(folder, name).touch()
+        while not pathlib.Path(folder, f"{name}-go").exists():
+            time.sleep(0.05)
+
+    def free_cpus() -> float:
+        return float(sum(one.get("CPU", 0) for one in ray_state.state.available_resources_per_node().values()))
+
+    before = eventually(lambda: free_cpus() == 4 and free_cpus(), "all CPUs are free")
+
+    @flow
+    def reserves() -> list[float]:
+        found = []
+        with remote_options(num_cpus=1, memory=1_000_000):
+            future = hold.submit("more")
+        eventually((tmp_path / "more").exists, "it runs")
+        found.append(free_cpus())
+        (tmp_path / "more-go").touch()
+        future.result()
+        future = hold.submit("less")
+        eventually((tmp_path / "less").exists, "it runs")
+        found.append(eventually(lambda: free_cpus() == before and free_cpus(), "they are given back"))
+        (tmp_path / "less-go").touch()
+        future.result()
+        return found
+
+    assert reserves() == [before - 2, before]
+
+
+def test_remote_options_that_a_host_cannot_have(fleet: LocalFleet) -> None:
+    """More than it has is waited for, and named; what is not for gangs is refused before anything is reserved."""
+    runner: Any = TpuMultisliceRunner(pool=fleet, jax_distributed=False, lease_timeout_seconds=3)
+
+    @task(task_runner=runner)
+    def never() -> None:
+        raise AssertionError
+
+    with remote_options(num_cpus=99), pytest.raises(SliceUnavailableError, match="and 99 CPU on each"):
+        never()
+    for options, name in (
+        ({"num_gpus": 1}, "num_gpus"),
+        ({"resources": {"TPU": 1}}, "TPU"),
+        ({"memory": -1}, "memory"),
+    ):
+        with remote_options(**options), pytest.raises(ConfigurationError, match=rf"remote_options\({name}="):
+            never()
 
 
 # -- caches
