@@ -15,7 +15,7 @@ from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFilterBlockTypeId
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from prefect_tpu.cluster.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
 from prefect_tpu.core.errors import ConfigurationError, TopologyError, TpuError
@@ -114,16 +114,19 @@ class RayFleetBlock(_TpuBlock):
         description="'auto' for the cluster that the flow's own machine belongs to, or its host:port.",
     )
     namespace: str = Field(default="prefect_tpu", description="Ray's namespace for what prefect_tpu starts.")
+    join: bool = Field(
+        default=False,
+        description="The flow's machine is beside the cluster: a Ray node without resources joins it for the flow.",
+    )
 
-    @field_validator("address")
-    @classmethod
-    def _is_address(cls, address: str) -> str:
-        RayFleet(address=address)
-        return address
+    @model_validator(mode="after")
+    def _is_a_fleet(self) -> Self:
+        RayFleet(address=self.address, namespace=self.namespace, join=self.join)
+        return self
 
     def make(self, accelerator_type: str, topology: str, chips_per_host: int | None) -> Fleet:  # noqa: ARG002
         """The cluster; it has the slices that it has."""
-        return RayFleet(address=self.address, namespace=self.namespace)
+        return RayFleet(address=self.address, namespace=self.namespace, join=self.join)
 
 
 class TpuSlicePool(_TpuBlock):

@@ -44,12 +44,13 @@ class Fleet(Protocol):
 class RayFleet:
     """The TPU slices of a Ray cluster that runs already.
 
-    The driver must run on a host of that cluster. Beside it, start a Ray node without resources first:
-    `ray start --address=host:port --num-cpus=0`.
+    The driver must run on a host of that cluster. Beside it, in a container of a Prefect worker for one, `join=True`
+    makes its machine part of the cluster.
 
     Args:
         address: "auto" for the cluster on this machine (or the one in RAY_ADDRESS), or "host:port".
         namespace: Ray's namespace for what prefect_tpu starts.
+        join: start a Ray node without resources on this machine first; it ends with the process.
 
     Raises:
         ConfigurationError: `ray://`, which cannot work: results move through the driver's own object store.
@@ -57,16 +58,23 @@ class RayFleet:
 
     address: str = "auto"
     namespace: str = "prefect_tpu"
+    join: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.join, bool):
+            raise ConfigurationError(f"RayFleet(join={self.join!r}): must be True or False")
+        if self.join and self.address == "auto":
+            raise ConfigurationError(
+                "RayFleet(join=True) needs the cluster's 'host:port': 'auto' is a cluster that this machine is part of"
+            )
         if not isinstance(self.address, str) or not self.address:
             raise ConfigurationError(f"RayFleet(address={self.address!r}): must be 'auto' or 'host:port'")
         if self.address.startswith("ray://"):
             raise ConfigurationError(
                 f"RayFleet(address={self.address!r}): Ray Client cannot be used, as results and arguments move "
                 "through Ray's object store on the driver's own host. Run the flow on a host of the cluster and "
-                "use 'auto' or its 'host:port'; beside a cluster, start a node without resources first: "
-                "`ray start --address=host:port --num-cpus=0`."
+                "use 'auto' or its 'host:port'; beside a cluster, RayFleet('host:port', join=True) makes this machine "
+                "part of it."
             )
 
     def connect(self, say: Say | None = None) -> None:
@@ -75,10 +83,12 @@ class RayFleet:
         Raises:
             ConfigurationError: not reachable, connected elsewhere, or no host of it has TPU chips.
         """
-        from prefect_tpu.cluster import inventory, session
+        from prefect_tpu.cluster import inventory, join, session
 
         if say is not None and session.address() is None:
-            say(f"connecting to Ray at {self.address}")
+            say(f"connecting to Ray at {self.address}" + (", joining it first" if self.join else ""))
+        if self.join and session.address() != self.address:
+            join.join(session.resolve_address(self.address))
         target = session.connect(self.address, namespace=self.namespace)
         problem = inventory.no_slices_message(target)
         if problem:

@@ -59,7 +59,7 @@ def run(plan: KeeperPlan, channel: socket.socket, supervisor: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.environ.update(plan.environment)
         try:
-            node = _start(plan)
+            node = start_node(plan)
         except BaseException as error:  # noqa: BLE001 - told to the supervisor, which tells the driver
             traceback.print_exc()
             _send(channel, {"failed": f"{type(error).__name__}: {error}"})
@@ -71,7 +71,8 @@ def run(plan: KeeperPlan, channel: socket.socket, supervisor: int) -> None:
         os._exit(code)
 
 
-def _start(plan: KeeperPlan) -> Any:
+def start_node(plan: KeeperPlan) -> Any:
+    """The Ray node of a plan, on the main thread; it ends with this process."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 

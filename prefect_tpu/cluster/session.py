@@ -194,8 +194,8 @@ def _init(target: str, namespace: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ConfigurationError(
             f"Ray at {target} answers, but this process cannot join it: {error} The driver must run on a host of "
-            "that Ray cluster, with the cluster's Ray and Python versions. Beside a cluster, start a node "
-            f"without resources first: `ray start --address={target} --num-cpus=0`."
+            "that Ray cluster, with the cluster's Ray and Python versions. Beside a cluster, "
+            f"RayFleet({target!r}, join=True) makes this machine part of it."
         ) from error
     finally:
         ray_log.setLevel(level)
@@ -279,8 +279,8 @@ def _refuse_ray_client(address: str) -> None:
         raise ConfigurationError(
             f"{address!r} is a Ray Client address. Gangs move results and arguments through Ray's object store on "
             "the driver's own host, and Ray Client has none there. Run the flow on a host of the cluster and use "
-            "'auto' or its 'host:port' (6379 by default); beside a cluster, start a node without resources "
-            "first: `ray start --address=host:port --num-cpus=0`."
+            "'auto' or its 'host:port' (6379 by default); beside a cluster, RayFleet('host:port', join=True) "
+            "makes this machine part of it."
         )
 
 

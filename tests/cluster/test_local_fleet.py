@@ -354,7 +354,7 @@ def test_nobody_there_is_said_soon(address: str) -> None:
 
 def test_ray_client_is_refused() -> None:
     """With the reason, and what to do instead."""
-    with pytest.raises(ConfigurationError, match=r"object store on the driver's own host.*--num-cpus=0"):
+    with pytest.raises(ConfigurationError, match=r"object store on the driver's own host.*join=True"):
         RayFleet("ray://head:10001")
 
 

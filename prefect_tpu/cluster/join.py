@@ -1,0 +1,112 @@
+"""Makes the driver's machine part of a Ray cluster, for as long as the driver lives: `RayFleet(join=True)`."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from prefect_tpu.cluster.fleet_hosts import supervisor_environment
+from prefect_tpu.core.errors import ConfigurationError
+
+START_SECONDS = 120.0
+END_SECONDS = 10.0
+OBJECT_STORE_BYTES = 2 * 1024**3
+"""Of the node: arguments and results pass through it."""
+MAX_SHOWN_CHARS = 2_000
+
+
+@dataclass(slots=True)
+class _Joined:
+    address: str
+    process: subprocess.Popen[bytes]
+
+
+_lock = threading.Lock()
+_joined: _Joined | None = None
+
+
+def join(address: str) -> None:
+    """Have a node without resources on this machine join the cluster at "host:port". Idempotent; waits until it is up.
+
+    Raises:
+        ConfigurationError: it does not start; with the end of what it said.
+    """
+    global _joined
+    with _lock:
+        if _joined is not None and _joined.address == address and _joined.process.poll() is None:
+            return
+        _leave_locked()
+        directory = tempfile.mkdtemp(prefix="ptpu-")
+        environment = supervisor_environment(str(Path(__file__).parents[2]))
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect_tpu.cluster.joined_node", address, directory, str(OBJECT_STORE_BYTES)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True,
+            )  # fmt: skip
+            assert process.stdout is not None
+            if not _is_up(process):
+                _end(process)
+                raise ConfigurationError(
+                    f"no node of this machine could join Ray at {address} within {START_SECONDS:g} s. It must reach "
+                    "the head and be reached by the hosts, with the cluster's Ray and Python versions. It said: "
+                    + _tail(log)
+                )
+        if _joined is None:
+            atexit.register(leave)
+        _joined = _Joined(address, process)
+
+
+def leave() -> None:
+    """End the node, if there is one."""
+    with _lock:
+        _leave_locked()
+
+
+def _leave_locked() -> None:
+    global _joined
+    joined, _joined = _joined, None
+    if joined is not None:
+        _end(joined.process)
+
+
+def _is_up(process: subprocess.Popen[bytes]) -> bool:
+    assert process.stdout is not None
+    give_up = time.monotonic() + START_SECONDS
+    while (left := give_up - time.monotonic()) > 0:
+        if select.select([process.stdout], [], [], min(left, 1.0))[0]:
+            line = process.stdout.readline()
+            with contextlib.suppress(ValueError):
+                return "node_id" in json.loads(line)
+            if not line:
+                return False
+        elif process.poll() is not None:
+            return False
+    return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _tail(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace").strip()[-MAX_SHOWN_CHARS:] or "nothing"
