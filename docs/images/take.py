@@ -1,4 +1,4 @@
-"""Take a picture of a run of flows/quickstart.py in Prefect's UI: timeline, logs of the task, table of slices.
+"""Take a picture of a run of flows/preemption_drill.py in Prefect's UI: timeline, logs of the task, run summary.
 
 Run it: `python docs/images/take.py http://127.0.0.1:4200 newest docs/images/run.png`, where a flow run id may stand for
 `newest`. It needs playwright and pillow (`pip install playwright pillow`) and a Chromium at /usr/bin/chromium.
@@ -70,16 +70,18 @@ def main() -> None:
         done = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "sort": "START_TIME_DESC", "limit": 1}
         run = ask(ui, "flow_runs", done)[0]["id"]
     of_run = {"flow_runs": {"id": {"any_": [run]}}}
-    task = next(t for t in ask(ui, "task_runs", of_run) if t["name"].startswith("train"))
-    table = next(a for a in ask(ui, "artifacts", of_run) if a["type"] == "table")
+    task = max(ask(ui, "task_runs", of_run), key=lambda one: int(one["run_count"]))  # the one with the losses
+    summary = next(
+        one for one in ask(ui, "artifacts", of_run) if one["type"] == "markdown" and one["task_run_id"] == task["id"]
+    )
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(device_scale_factor=SCALE)
         parts = [
             shot(page, f"{ui}/runs/flow-run/{run}", 700, "Completed"),
-            shot(page, f"{ui}/runs/task-run/{task['id']}", 480, "step 100:"),
-            shot(page, f"{ui}/artifacts/artifact/{table['id']}", 400, "Slices of every attempt"),
+            shot(page, f"{ui}/runs/task-run/{task['id']}", 480, "attempt 1 PREEMPTED"),
+            shot(page, f"{ui}/artifacts/artifact/{summary['id']}", 1100, "SUCCEEDED after"),
         ]
         browser.close()
     parts[0] = parts[0].crop((0, 0, parts[0].width, round(500 * SCALE)))  # header and timeline
