@@ -163,6 +163,7 @@ class Resolved:
             jax_initialization_timeout_seconds=int(settings.jax_initialization_timeout_seconds),
             failure_window_seconds=settings.failure_window_seconds,
             clear_failure_window_seconds=settings.clear_failure_window_seconds,
+            leave_timeout_seconds=settings.leave_timeout_seconds,
             heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
             hang_timeout_seconds=value("hang_timeout_seconds"),
             hang_compile_grace_seconds=settings.hang_compile_grace_seconds,

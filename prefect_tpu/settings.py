@@ -91,6 +91,11 @@ class TpuSettings(PrefectBaseSettings):
         ge=0,
         description="The same after a lost host or an exception of the function's own, in seconds.",
     )
+    leave_timeout_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="After the first host has called runtime.leave(): how long the others may still save, in seconds.",
+    )
     heartbeat_timeout_seconds: float = Field(
         default=10.0, gt=1, description="Silence of a host's agent after which the host counts as lost, in seconds."
     )

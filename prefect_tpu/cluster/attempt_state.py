@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.evidence import LEFT_FOR_DRAIN, HostEvidence
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import DeviceCheck, Exited, LogLine, LogRecord, Progress, Raised, Returned
 from prefect_tpu.core.verdict import Kind
@@ -46,6 +46,7 @@ class AttemptOptions:
     log_lines_per_second: float
     log_burst_lines: float
     clear_failure_window_seconds: float
+    leave_timeout_seconds: float
     heartbeat_timeout_seconds: float
     hang_timeout_seconds: float | None
     hang_compile_grace_seconds: float
@@ -86,6 +87,11 @@ class HostState:
         if self.raised is not None or self.lost is not None:
             return True
         return self.exited is not None and self.returned is None
+
+    @property
+    def left(self) -> bool:
+        """Left by `runtime.leave()`, and waits for the others to do so."""
+        return self.raised is not None and self.raised.type_name == LEFT_FOR_DRAIN
 
     @property
     def failed_clearly(self) -> bool:

@@ -87,6 +87,12 @@ class _Attempt:
             returned = self._work()
         except runtime.Cancelled:
             return self.exit_code
+        except runtime.Left as error:
+            # Others may still save; if JAX's coordinator went now, they would be torn out of it.
+            self.exit_code = 1
+            self.send(self._raised(error))
+            self.finish.wait()
+            return self.exit_code
         except BaseException as error:  # noqa: BLE001 - whatever is raised is told to the driver
             self.exit_code = 1
             self.send(self._raised(error))

@@ -197,8 +197,10 @@ class GangAttempt:
                             host.lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
             failed = [host for host in self._hosts if host.failed]
             if failed:
-                window_ends = min(window_ends, now + options.failure_window_seconds)
-                if not clear and any(host.failed_clearly for host in failed):
+                leaves = self._outside.draining and all(host.left for host in failed)
+                window = options.leave_timeout_seconds if leaves else options.failure_window_seconds
+                window_ends = min(window_ends, now + window)
+                if not leaves and not clear and any(host.failed_clearly for host in failed):
                     clear = True
                     window_ends = min(window_ends, now + options.clear_failure_window_seconds)
                 if now >= window_ends or all(host.failed or host.returned for host in self._hosts):

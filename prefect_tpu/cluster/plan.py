@@ -38,6 +38,7 @@ class GangPlan:
     jax_initialization_timeout_seconds: int
     failure_window_seconds: float
     clear_failure_window_seconds: float
+    leave_timeout_seconds: float
     heartbeat_timeout_seconds: float
     hang_timeout_seconds: float | None
     hang_compile_grace_seconds: float
@@ -75,6 +76,7 @@ class GangPlan:
             jax_distributed=(num_processes > 1 and "jax" in self.preload) if jax == "auto" else jax,
             jax_initialization_timeout_seconds=self.jax_initialization_timeout_seconds,
             clear_failure_window_seconds=self.clear_failure_window_seconds,
+            leave_timeout_seconds=self.leave_timeout_seconds,
             heartbeat_timeout_seconds=self.heartbeat_timeout_seconds,
             hang_timeout_seconds=self.hang_timeout_seconds,
             hang_compile_grace_seconds=self.hang_compile_grace_seconds,

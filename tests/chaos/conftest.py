@@ -93,6 +93,7 @@ def body(folder: str, first: dict[int, str], then: str) -> dict[str, Any]:
             while not multihost_utils.reached_preemption_sync_point(step) and clock.monotonic() < give_up:
                 step += 1
                 clock.sleep(0.02)
+            clock.sleep(0.8 * ctx.process_id)  # some save longer than others
             pathlib.Path(folder, f"sync-{ctx.process_id}").write_text(str(step))
             here.leave()
         case "report and stop":

