@@ -103,7 +103,7 @@ class Site:
     def start_worker(self) -> None:
         """One that looks for runs every second."""
         self.worker = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "e2e", "--type", "process", "--limit", "3"],
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "e2e", "--type", "process"],
             env=self.env, cwd=self.folder, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
