@@ -27,6 +27,7 @@ from prefect_tpu.cluster.run import Call, Ended, GangRun
 from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
+    ProvisioningError,
     RetriesExhaustedError,
     SliceUnavailableError,
 )
@@ -269,9 +270,9 @@ class GangLaunch:
     def _conclude(self, future: concurrent.futures.Future[Ended]) -> Any:
         try:
             ended = future.result()
-        except (ConfigurationError, SliceUnavailableError) as error:
+        except (ConfigurationError, ProvisioningError, SliceUnavailableError) as error:
             self._decision = Decision(False)  # no repetition mends it; the capacity deadline is a budget of its own
-            if isinstance(error, SliceUnavailableError):
+            if not isinstance(error, ConfigurationError):
                 self._record(self._unprovisioned(error))
             raise
         except GangCancelledError as error:
@@ -310,7 +311,7 @@ class GangLaunch:
             return False
         return bool(self._decision.retry) or self.spent.failures <= self._user_retries
 
-    def _unprovisioned(self, error: SliceUnavailableError) -> AttemptReport:
+    def _unprovisioned(self, error: ProvisioningError | SliceUnavailableError) -> AttemptReport:
         return AttemptReport(
             number=self._attempts,
             gang=None,

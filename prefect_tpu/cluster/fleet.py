@@ -25,6 +25,19 @@ MAX_SLICES = 64
 Say = Callable[[str], None]
 
 
+class Demand(Protocol):
+    """Slices that a fleet brings up because a gang waits for them, or runs on them."""
+
+    def check(self) -> None:
+        """Raise a ProvisioningError once it is known that they will not come: why, and what to do."""
+
+    def describe(self) -> str:
+        """How far it is, for somebody who waits; "" if there is nothing to say."""
+
+    def withdraw(self) -> None:
+        """They are not wanted any more. Safe to call twice; never raises."""
+
+
 @runtime_checkable
 class Fleet(Protocol):
     """Where slices come from."""
@@ -38,6 +51,15 @@ class Fleet(Protocol):
     @property
     def address(self) -> str:
         """Its "host:port", or what it was given."""
+
+    def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:
+        """Ask for so many slices of this shape for a task run; None where there are just those that there are.
+
+        Called after `connect`, before the gang looks for free slices; what it says is told to whoever waits.
+
+        Raises:
+            ProvisioningError: it is known at once that they will not come.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +119,10 @@ class RayFleet:
     def describe(self) -> str:
         """How messages call it."""
         return f"the Ray cluster at {self.address}"
+
+    def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:  # noqa: ARG002
+        """None: its slices are those that are up."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +203,10 @@ class LocalFleet:
         from prefect_tpu.cluster import session
 
         session.connect(_registry.start(self, say).address)
+
+    def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:  # noqa: ARG002
+        """None: it has the slices that it was made with."""
+        return None
 
     def preempt(self, target: str) -> None:
         """Take away a whole slice ("slice-1") or one host ("slice-1/0"), at once and without notice.

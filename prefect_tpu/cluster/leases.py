@@ -15,6 +15,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from prefect_tpu.cluster import inventory, session
+from prefect_tpu.cluster.fleet import Demand
 from prefect_tpu.core.errors import GangCancelledError, SliceUnavailableError
 from prefect_tpu.core.gang import Gang, Slice, numeric_key, order_slices
 from prefect_tpu.core.topology import SliceShape
@@ -214,6 +215,7 @@ class LeaseQueue:
         say: Callable[[str], None],
         say_interval_seconds: float,
         extra: Extra = (),
+        demand: Demand | None = None,
     ) -> GangLease:
         """Reserve `num_slices` intact, free slices of `shape`, all or none.
 
@@ -226,8 +228,10 @@ class LeaseQueue:
             say: told why it waits.
             say_interval_seconds: pause between two such words.
             extra: reserved on each host beside its chips.
+            demand: what the fleet was asked for on the gang's behalf.
 
         Raises:
+            ProvisioningError: the fleet says that they will not come.
             SliceUnavailableError: the deadline passed; the message has what was asked and what there is.
             GangCancelledError: `cancelled` said so.
         """
@@ -236,7 +240,7 @@ class LeaseQueue:
             self._waiting.append(ticket)
         session.hold()
         try:
-            leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds)
+            leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds, demand)
             return GangLease(leases, session.generation(), self)
         except BaseException:
             session.release()
@@ -254,6 +258,7 @@ class LeaseQueue:
         cancelled: Callable[[], bool],
         say: Callable[[str], None],
         say_interval_seconds: float,
+        demand: Demand | None,
     ) -> list[Lease]:
         shape, num_slices = ticket.shape, ticket.num_slices
         deadline = time.monotonic() + timeout_seconds
@@ -267,15 +272,19 @@ class LeaseQueue:
             leases = self._try(ticket) if position == 0 else None
             if leases is not None:
                 return leases
+            if demand is not None:
+                demand.check()
             now = time.monotonic()
             if now >= deadline:
-                raise SliceUnavailableError(_unavailable(ticket, fleet, timeout_seconds, position))
+                text = _unavailable(ticket, fleet, timeout_seconds, position)
+                raise SliceUnavailableError(text + (f" {demand.describe()}" if demand is not None else ""))
             if now >= next_word:
                 next_word = now + say_interval_seconds
                 ahead = f", {position} gangs ahead of this one" if position else ""
+                coming = f"; {told}" if demand is not None and (told := demand.describe()) else ""
                 say(
                     f"waiting for {num_slices} free {shape.accelerator_type} {shape.topology} slices of {fleet}"
-                    f"{ahead} (at most {deadline - now:.0f} s more)"
+                    f"{ahead} (at most {deadline - now:.0f} s more){coming}"
                 )
             with self._changed:
                 if self._kept == kept_before:

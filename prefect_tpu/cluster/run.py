@@ -16,6 +16,7 @@ import cloudpickle
 from prefect_tpu.cluster import inventory, pickling, session
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
+from prefect_tpu.cluster.fleet import Demand
 from prefect_tpu.cluster.gang import GangAttempt
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.cluster.plan import GangPlan
@@ -109,6 +110,7 @@ class GangRun:
     _lease: GangLease | None = field(init=False, default=None)
     _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
     _ahead: Ahead | None = field(init=False, default=None)
+    _demand: Demand | None = field(init=False, default=None)
     _spares: list[Host] = field(init=False, default_factory=list)
 
     def cancel(self) -> None:
@@ -119,10 +121,13 @@ class GangRun:
         """Give the slices back. The next attempt, if there is one, leases anew."""
         lease, self._lease = self._lease, None
         ahead, self._ahead = self._ahead, None
+        demand, self._demand = self._demand, None
         if lease is not None:
             lease.release()
         if ahead is not None:
             ahead.release()
+        if demand is not None:
+            demand.withdraw()
 
     def attempt(self, number: int, call: Call, observer: Observer, *, backoff_seconds: float = 0) -> Ended:
         """Run attempt `number` of this task run on every host, to its end.
@@ -135,6 +140,7 @@ class GangRun:
 
         Raises:
             ConfigurationError, TopologyError: before anything is reserved.
+            ProvisioningError: the fleet cannot bring them up.
             SliceUnavailableError: no slices before the deadline.
             GangCancelledError: cancelled before its processes were launched.
         """
@@ -153,6 +159,8 @@ class GangRun:
             attempt = Attempt(number).lease()
             if self._lease is not None and self._lease.generation != session.generation():
                 self.release()  # its cluster has gone since the attempt before
+            if self._demand is None:
+                self._demand = plan.fleet.demand(shape, plan.num_slices, self.run_id, observer.say)
             lease = self._complete(shape, observer)
             return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
@@ -182,7 +190,8 @@ class GangRun:
                 if hold == plan.lease_timeout_seconds:
                     raise
                 observer.say(f"no replacement within {hold:g} s: the slices that are left are given back")
-                self.release()
+                self._lease.release()
+                self._lease = None
         if self._lease is None:
             left = round(max(0.0, give_up - time.monotonic()), 1)
             self._lease = self._acquire(shape, plan.num_slices, left, observer.say)
@@ -201,6 +210,7 @@ class GangRun:
             say=say,
             say_interval_seconds=plan.queue_message_interval_seconds,
             extra=plan.host_resources,
+            demand=self._demand,
         )
 
     def _reserve_ahead(self, shape: SliceShape, observer: Observer, slice_name: str) -> None:
