@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFil
 from pydantic import Field, ValidationError, model_validator
 
 from prefect_tpu.cluster.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
-from prefect_tpu.core.errors import ConfigurationError, TopologyError, TpuError
+from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError, TpuError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -327,6 +327,7 @@ def load_pool(slug: str) -> TpuSlicePool:
     Raises:
         ConfigurationError: there is none of that name: which there are, and the command that makes one. Or what is
             saved is not valid any more.
+        ProvisioningError: Prefect's API does not say.
     """
     name = slug.rpartition("/")[2]
     try:
@@ -335,6 +336,11 @@ def load_pool(slug: str) -> TpuSlicePool:
         raise ConfigurationError(_invalid(slug, error)) from error
     except ValueError:
         raise ConfigurationError(_missing(slug)) from None
+    except Exception as error:
+        raise ProvisioningError(
+            f"Prefect's API did not give the pool {slug!r}: {type(error).__name__}: {error}. Is PREFECT_API_URL right, "
+            "and does it answer? `prefect-tpu doctor` looks."
+        ) from error
 
 
 def find_pool(name: str) -> TpuSlicePool | None:

@@ -15,10 +15,15 @@ from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError, TpuError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+MAX_COLUMNS = 1_000
+"""Of a table that goes into a file or a pipe."""
 
 app = cyclopts.App(
     name="prefect-tpu",
-    help="Run Prefect tasks as gangs on TPU slices.",
+    help=(
+        "Run Prefect tasks as gangs on TPU slices.\n\n"
+        "Exit codes: 0 done; 1 failed, or something is not as it should be; 2 wrong usage, or a setting that cannot be."
+    ),
     version=__version__,
     version_flags=["--version"],
 )
@@ -105,12 +110,12 @@ def status(*, name: Name = "default", json: Json = False) -> None:
         return
     table = Table(title=f"fleet {name!r}: {found['accelerator_type']} {found['topology']} at {found['address']}")
     for column in ("slice", "state", "use", "hosts up", "chips"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for one in found["slices"]:
         ups = sum(1 for host in one["hosts"] if host["state"] in ("up", "draining"))
         use = "-" if one["state"] != "up" else ("free" if one["free"] else "taken")
         table.add_row(one["name"], one["state"], use, f"{ups} of {len(one['hosts'])}", str(one["chips"]))
-    _out.print(table)
+    _print_table(table)
 
 
 @fleet_app.command
@@ -183,12 +188,12 @@ def pool_status(
     else:
         table = Table(title=f"{found['fitting']} whole slices of {kind}, {found['free']} free")
         for column in ("slice", "kind", "hosts", "use"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for one in found["slices"]:
             use = one["problem"] or ("draining" if one["draining"] else "free" if one["free"] else "taken")
             hosts = f"{one['hosts_alive']} of {one['hosts_expected'] or '?'}"
             table.add_row(one["name"], f"{one['accelerator_type']} {one['topology']}", hosts, use)
-        _out.print(table)
+        _print_table(table)
     return EXIT_OK if enough else EXIT_FAILED
 
 
@@ -275,6 +280,11 @@ def _tell(as_json: bool, value: dict[str, Any], text: str) -> None:
         print(json.dumps(value))
     else:
         _out.print(_plain(text))
+
+
+def _print_table(table: Table) -> None:
+    """As wide as it needs to be where no terminal says how wide that is: names are never cut."""
+    _out.print(table, width=None if _out.is_terminal else MAX_COLUMNS)
 
 
 def _plain(text: object) -> str:

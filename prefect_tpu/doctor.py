@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import time
 from collections import Counter
@@ -17,8 +18,9 @@ from packaging.version import Version
 from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.host import DeviceCheck
-from prefect_tpu.settings import current_settings
+from prefect_tpu.settings import current_settings, describe_settings
 
+SETTINGS_PREFIX = "PREFECT_INTEGRATIONS_TPU_"
 API_SECONDS = 5.0
 HOSTS_SECONDS = 60.0
 """For all hosts to answer."""
@@ -55,9 +57,8 @@ def examine(address: str | None = None) -> list[Finding]:
     Args:
         address: of a Ray cluster, "auto" or host:port; None: the setting `ray_address`, and no cluster if it is unset.
     """
-    address = address or current_settings().ray_address
     findings: list[Finding] = []
-    for look in (_versions, _bad_pairs, _prefect_api, lambda: _cluster(address)):
+    for look in (_settings, _versions, _bad_pairs, _prefect_api, lambda: _cluster(address)):
         findings += _safely(look)
     return findings
 
@@ -70,6 +71,19 @@ def _safely(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     except Exception as error:  # noqa: BLE001 - the others are looked at all the same
         found.append(Finding("look", False, f"{type(error).__name__}: {error}", "please report this"))
     return found
+
+
+def _settings() -> Iterator[Finding]:
+    try:
+        given = sorted(current_settings().model_fields_set)
+    except ConfigurationError as error:
+        yield Finding("settings", False, str(error), "mend it where it is set: environment, profile, job variables")
+        return
+    yield Finding("settings", True, f"set: {', '.join(given)}" if given else "all have their defaults")
+    known = {one["name"] for one in describe_settings()}
+    for name in sorted(os.environ):
+        if name.startswith(SETTINGS_PREFIX) and name not in known:
+            yield Finding(name, False, "there is no such setting", "prefect-tpu settings has all of them")
 
 
 def _installed(name: str) -> str | None:
@@ -137,6 +151,11 @@ def _prefect_api() -> Iterator[Finding]:
 
 
 def _cluster(address: str | None) -> Iterator[Finding]:
+    try:
+        address = address or current_settings().ray_address
+    except ConfigurationError:
+        yield Finding("Ray", None, "not looked at, as the settings cannot be read")
+        return
     if address is None:
         yield Finding(
             "Ray",

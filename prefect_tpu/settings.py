@@ -7,7 +7,9 @@ import json
 import os
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
-from pydantic import Field
+from pydantic import Field, ValidationError
+
+from prefect_tpu.core.errors import ConfigurationError
 
 
 class TpuSettings(PrefectBaseSettings):
@@ -189,11 +191,24 @@ def describe_settings() -> list[dict[str, str]]:
 
 
 def current_settings() -> TpuSettings:
-    """The settings as they are now; never read at import, and again whenever a variable of Prefect has changed."""
+    """The settings as they are now; never read at import, and again whenever a variable of Prefect has changed.
+
+    Raises:
+        ConfigurationError: one of them cannot be; by the name of its variable, with what is allowed.
+    """
     variables = tuple(sorted(item for item in os.environ.items() if item[0].startswith("PREFECT_")))
     return _read(variables, os.getcwd())
 
 
 @functools.lru_cache(maxsize=8)
 def _read(variables: tuple[tuple[str, str], ...], directory: str) -> TpuSettings:  # noqa: ARG001 - what they depend on
-    return TpuSettings()
+    try:
+        return TpuSettings()
+    except ValidationError as error:
+        prefix = str(TpuSettings.model_config.get("env_prefix", "")).upper()
+        wrong = [
+            f"{prefix}{'.'.join(map(str, one['loc'])).upper()}={one['input']!r}: {one['msg']}" for one in error.errors()
+        ]
+        raise ConfigurationError("; ".join(wrong)) from error
+    except ValueError as error:  # JSON that is none
+        raise ConfigurationError(f"settings of prefect_tpu: {error}; {error.__cause__}") from error

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from pydantic import ValidationError
 
 import prefect_tpu
+from prefect_tpu import ConfigurationError
 from prefect_tpu.settings import TpuSettings, current_settings
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,11 @@ def test_every_setting_is_described_with_its_unit() -> None:
 def test_a_setting_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the first gang has waited for slices."""
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS", "-1")
-    with pytest.raises(ValidationError, match="lease_timeout_seconds"):
+    with pytest.raises(ConfigurationError, match=r"_TPU_LEASE_TIMEOUT_SECONDS='-1': .* greater than or equal to 0"):
+        current_settings()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS", "1")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_ENV", "{")
+    with pytest.raises(ConfigurationError, match=r'"env".*Expecting'):
         current_settings()
 
 
