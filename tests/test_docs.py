@@ -112,7 +112,7 @@ def _pool_on(fleet: LocalFleet) -> None:
     """What docs/pools.md has saved, on slices that are there."""
     saved: Any = TpuSlicePool.load("v6e-spot", _sync=True)  # type: ignore[call-arg]
     assert (saved.accelerator_type, saved.topology, saved.num_slices, saved.preemptible) == ("v6e", "4x4", 2, True)
-    assert saved.fleet == RayFleetBlock(address="auto")
+    assert (type(saved.fleet), saved.fleet.address) == (RayFleetBlock, "auto")
     fleet.connect()
     on = TpuSlicePool(fleet=RayFleetBlock(address=fleet.address), topology="2x2x1", num_slices=2)
     on.save("v6e-spot", overwrite=True)
