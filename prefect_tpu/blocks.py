@@ -6,16 +6,17 @@ Register them with `prefect block register -m prefect_tpu`; the forms are then i
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args, runtime_checkable
 
 import anyio.to_thread
 from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFilterBlockTypeId
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prefect_tpu.cluster.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError, TpuError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect_tpu.pools")
 
+_ADDRESS = re.compile(r"[^\s/]+:[0-9]{1,5}")
 LOGO = "https://cdn.sanity.io/images/3ugk85nk/production/10424e311932e31c477ac2b9ef3d53cefbaad708-250x250.png"
 """Google Cloud's, where Prefect's own collection for it has it; Prefect's client takes no picture in line."""
 DOCUMENTATION = "https://cloud.google.com/tpu/docs/multislice-introduction"
@@ -113,11 +115,20 @@ class RayFleetBlock(_TpuBlock):
         default="auto",
         description="'auto' for the cluster that the flow's own machine belongs to, or its host:port.",
     )
-    namespace: str = Field(default="prefect_tpu", description="Ray's namespace for what prefect_tpu starts.")
+    namespace: str = Field(
+        default="prefect_tpu", min_length=1, description="Ray's namespace for what prefect_tpu starts."
+    )
     join: bool = Field(
         default=False,
         description="The flow's machine is beside the cluster: a Ray node without resources joins it for the flow.",
     )
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, given: str) -> str:
+        if given == "auto" or given.startswith("ray://") or _ADDRESS.fullmatch(given):  # RayFleet says what ray:// is
+            return given
+        raise ValueError(f"must be 'auto' or 'host:port', such as '10.0.0.2:6379', not {given!r}")
 
     @model_validator(mode="after")
     def _is_a_fleet(self) -> Self:
@@ -171,7 +182,7 @@ class TpuSlicePool(_TpuBlock):
         default=None, description="Modules imported ahead on every host; empty: jax, numpy and cloudpickle."
     )
     checkpoint_root: str | None = Field(
-        default=None, title="Checkpoint root", description="Directory or fsspec URL that every host sees."
+        default=None, min_length=1, title="Checkpoint root", description="Directory or fsspec URL that every host sees."
     )
     resumable: bool = Field(default=True, description="Unset it for one attempt only, whatever it ends with.")
     max_preemptions: int | None = Field(
@@ -207,6 +218,30 @@ class TpuSlicePool(_TpuBlock):
         title="Idle release (seconds)",
         description="Idle agents are ended after this time, so that an autoscaler may take hosts away; empty: 300.",
     )
+
+    @field_validator("fleet", mode="before")
+    @classmethod
+    def _is_a_block(cls, given: Any) -> Any:
+        if isinstance(given, dict | Block):
+            return given
+        kinds = " or a ".join(one.__name__ for one in get_args(cls.model_fields["fleet"].annotation))
+        raise ValueError(f"must be a {kinds}, not {given!r:.80}")
+
+    @field_validator("env")
+    @classmethod
+    def _has_names(cls, given: dict[str, str]) -> dict[str, str]:
+        wrong = [name for name in given if not name or "=" in name or "\0" in name]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no name of a variable: at least one character, no '='")
+        return given
+
+    @field_validator("preload")
+    @classmethod
+    def _are_modules(cls, given: list[str] | None) -> list[str] | None:
+        wrong = [name for name in given or () if not all(part.isidentifier() for part in name.split("."))]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no name of a module, such as 'jax' or 'orbax.checkpoint'")
+        return given
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:

@@ -284,7 +284,7 @@ def _tell(as_json: bool, value: dict[str, Any], text: str) -> None:
 
 def _print_table(table: Table) -> None:
     """As wide as it needs to be where no terminal says how wide that is: names are never cut."""
-    _out.print(table, width=None if _out.is_terminal else MAX_COLUMNS)
+    (_out if _out.is_terminal else Console(width=MAX_COLUMNS, highlight=False)).print(table)
 
 
 def _plain(text: object) -> str:

@@ -152,10 +152,11 @@ def _prefect_api() -> Iterator[Finding]:
 
 def _cluster(address: str | None) -> Iterator[Finding]:
     try:
-        address = address or current_settings().ray_address
+        configured = current_settings().ray_address
     except ConfigurationError:
         yield Finding("Ray", None, "not looked at, as the settings cannot be read")
         return
+    address = address or configured
     if address is None:
         yield Finding(
             "Ray",

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
+from prefect_tpu import cli as command_line
 from prefect_tpu._version import __version__
 from prefect_tpu.cluster import fleet_processes, inventory, session
 from prefect_tpu.cluster.fleet import RayFleet
@@ -85,8 +87,63 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, says: str, cli: Cli) 
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("NUM_SLICES", "0", "PREFECT_INTEGRATIONS_TPU_NUM_SLICES='0': .*greater than or equal to 1"),
+        ("PRELOAD", "jax", '"preload".*Expecting value'),
+    ],
+)
+def test_a_setting_that_cannot_be(
+    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    """Wrong usage, with the variable's name and no traceback; doctor has it among its lines."""
+    monkeypatch.setenv(f"PREFECT_INTEGRATIONS_TPU_{variable}", value)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_NUM_SLICE", "2")
+    done = cli("settings", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(says, done.stderr)
+    assert "Traceback" not in done.stderr
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = cli("doctor", "--address", "auto", "--json")
+    assert done.returncode == 1
+    found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert re.search(says, found["settings"]["says"])
+    assert found["settings"]["to_do"]
+    assert found["Ray"]["ok"] is None
+
+
+def test_a_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """A misspelt name is not silent."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_NUM_SLICE", "2")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = cli("doctor")
+    assert done.returncode == 1
+    assert "not PREFECT_INTEGRATIONS_TPU_NUM_SLICE: there is no such setting" in done.stdout
+
+
+def test_a_silent_api(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """`pool status` says which pool, why not and what to do, on stderr."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    done = cli("pool", "status", "any", "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "did not give the pool 'tpu-slice-pool/any'" in done.stderr
+    assert "PREFECT_API_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tables_are_not_cut_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of slices can be long, and somebody greps for them."""
+    table = Table("slice", "use")
+    table.add_row("gke-tpu-v6e-" + "x" * 150, "free")
+    command_line._print_table(table)
+    assert "gke-tpu-v6e-" + "x" * 150 in capsys.readouterr().out
+
+
 def test_help_has_the_exit_codes(cli: Cli) -> None:
     """And every command."""
+    assert "Exit codes: 0 done; 1 failed" in cli("--help").stdout
     text = cli("fleet", "--help").stdout
     assert "Exit codes: 0 done; 1 failed" in text
     for command in ("up", "down", "status", "preempt", "drain", "restore", "add-slice"):

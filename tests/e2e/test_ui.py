@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +70,6 @@ if __name__ == "__main__":
         main()
 """
 RUN_SECONDS = 120.0
-BROWSER_SECONDS = 30.0
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass
@@ -89,12 +84,9 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(ui_server: Server) -> Server:
     """With its UI."""
-    one = Server(tmp_path_factory.mktemp("home"), ui=True)
-    one.start()
-    yield one
-    one.kill()
+    return ui_server
 
 
 def run_story(server: Server, folder: Path, **settings: str) -> Seen:
@@ -146,33 +138,6 @@ def watched(server: Server) -> UUID:
 def seen(server: Server, watched: UUID, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """One preemption, then success."""
     return run_story(server, tmp_path_factory.mktemp("story"))
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """Of a headless Chromium, the system's."""
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if program is None:
-        if os.environ.get("PREFECT_TPU_TESTS_NEED_BROWSER"):
-            pytest.fail("no Chromium: apt-get install chromium")
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        one = browser.new_page(viewport={"width": 1280, "height": 1000})
-        one.set_default_timeout(BROWSER_SECONDS * 1000)
-        yield one
-        browser.close()
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots are kept."""
-    kept = os.environ.get("PREFECT_TPU_SCREENSHOTS")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
 import pytest
+from prefect.blocks.core import Block
+from pydantic import ValidationError
 
 from prefect_tpu import (
     ConfigurationError,
     HostProcessError,
     LocalFleet,
+    LocalFleetBlock,
     RayFleet,
+    RayFleetBlock,
     SliceUnavailableError,
     TopologyError,
     TpuMultisliceRunner,
+    TpuSlicePool,
+    blocks,
     task,
 )
 
@@ -184,6 +191,82 @@ def test_a_result_that_does_not_unpickle_here_names_the_host(one_slice: Runner) 
         returns_broken()
     assert len(attempts) == 1
     assert task(task_runner=one_slice)(answer)() == [42, 42]
+
+
+# -- blocks: what a platform engineer fills in
+
+BAD_FIELDS: list[tuple[type[Block], dict[str, Any], str]] = [
+    (TpuSlicePool, {"fleet": "gke"}, r"fleet\b.*must be a LocalFleetBlock or a .*RayFleetBlock.*, not 'gke'"),
+    (TpuSlicePool, {"fleet": LocalFleet()}, r"fleet\b.*must be a LocalFleetBlock"),
+    (TpuSlicePool, {"accelerator_type": "v99"}, r"accelerator type 'v99'.*v6e"),
+    (TpuSlicePool, {"accelerator_type": 4}, r"accelerator_type\b.*valid string"),
+    (TpuSlicePool, {"topology": "3x5"}, r"topology '3x5' for accelerator type v4.*2x2x2"),
+    (TpuSlicePool, {"chips_per_host": 0}, r"chips_per_host\b.*greater than or equal to 1"),
+    (TpuSlicePool, {"chips_per_host": 3}, r"do not divide into hosts of 3 \(chips_per_host\).*1, 2, 4, 8"),
+    (TpuSlicePool, {"num_slices": 0}, r"num_slices\b.*(greater than or equal to|at least) 1"),
+    (TpuSlicePool, {"num_slices": 3}, r"num_slices=3 is more than the 2 slices of the pool's local fleet"),
+    (TpuSlicePool, {"env": {"A": 1}}, r"env.A\b.*valid string"),
+    (TpuSlicePool, {"env": {"A=B": "1"}}, r"env\b.*'A=B' is no name of a variable"),
+    (TpuSlicePool, {"preload": "jax"}, r"preload\b.*valid list"),
+    (TpuSlicePool, {"preload": ["import jax"]}, r"preload\b.*'import jax' is no name of a module"),
+    (TpuSlicePool, {"checkpoint_root": 3}, r"checkpoint_root\b.*valid string"),
+    (TpuSlicePool, {"checkpoint_root": ""}, r"checkpoint_root\b.*at least 1 character"),
+    (TpuSlicePool, {"max_preemptions": -1}, r"max_preemptions\b.*greater than or equal to 0"),
+    (TpuSlicePool, {"max_infrastructure_failures": -1}, r"max_infrastructure_failures\b.*equal to 0"),
+    (TpuSlicePool, {"max_preemptions_without_progress": 0}, r"max_preemptions_without_progress\b.*equal to 1"),
+    (TpuSlicePool, {"lease_timeout_seconds": -1}, r"lease_timeout_seconds\b.*greater than or equal to 0"),
+    (TpuSlicePool, {"lease_timeout_seconds": "soon"}, r"lease_timeout_seconds\b.*valid number"),
+    (TpuSlicePool, {"lease_hold_seconds": -1}, r"lease_hold_seconds\b.*greater than or equal to 0"),
+    (TpuSlicePool, {"launch_timeout_seconds": 0}, r"launch_timeout_seconds\b.*greater than 0"),
+    (TpuSlicePool, {"cancel_grace_seconds": -1}, r"cancel_grace_seconds\b.*greater than or equal to 0"),
+    (TpuSlicePool, {"hang_timeout_seconds": 0}, r"hang_timeout_seconds\b.*greater than 0"),
+    (TpuSlicePool, {"warm_spares": -1}, r"warm_spares\b.*greater than or equal to 0"),
+    (TpuSlicePool, {"agent_idle_release_seconds": -1}, r"agent_idle_release_seconds\b.*greater than or equal to 0"),
+    (TpuSlicePool, {"num_slice": 2}, r"TpuSlicePool has no field 'num_slice'; it has fleet, "),
+    (LocalFleetBlock, {"slices": 0}, r"slices\b.*greater than or equal to 1"),
+    (LocalFleetBlock, {"slices": 65}, r"slices\b.*less than or equal to 64"),
+    (LocalFleetBlock, {"cpus_per_host": -1}, r"cpus_per_host\b.*greater than or equal to 0"),
+    (LocalFleetBlock, {"start_timeout_seconds": 0}, r"start_timeout_seconds\b.*greater than 0"),
+    (RayFleetBlock, {"address": ""}, r"address\b.*must be 'auto' or 'host:port'"),
+    (RayFleetBlock, {"address": "http://head:8265"}, r"address\b.*must be 'auto' or 'host:port'"),
+    (
+        RayFleetBlock,
+        {"address": "head"},
+        r"address\b.*must be 'auto' or 'host:port', such as '10.0.0.2:6379', not 'head'",
+    ),
+    (RayFleetBlock, {"address": "ray://head:10001"}, r"address='ray://head:10001'.*Ray Client cannot be used"),
+    (RayFleetBlock, {"namespace": ""}, r"namespace\b.*at least 1 character"),
+    (RayFleetBlock, {"join": True}, r"join=True.*needs the cluster's 'host:port'"),
+]
+"""A block, a bad value for one of its fields, and what the error says. New fields: add one line here."""
+
+TAKE_ANYTHING_SENSIBLE: set[tuple[str, str]] = {("TpuSlicePool", "preemptible"), ("TpuSlicePool", "resumable")}
+"""Fields that are refused only for being of another type: truth values."""
+
+
+@pytest.mark.parametrize(
+    ("block", "given", "says"), BAD_FIELDS, ids=[f"{block.__name__}-{given!s:.40}" for block, given, _ in BAD_FIELDS]
+)
+def test_bad_fields_of_blocks_are_refused_by_name(block: type[Block], given: dict[str, Any], says: str) -> None:
+    """When the block is made, so before it is saved: the field, and what is allowed."""
+    with pytest.raises(ValidationError) as caught:
+        block(**given)
+    assert re.search(says, str(caught.value), re.DOTALL)
+
+
+@pytest.mark.parametrize(("block", "name"), sorted(TAKE_ANYTHING_SENSIBLE))
+def test_truth_values_of_blocks(block: str, name: str) -> None:
+    """By name, too."""
+    with pytest.raises(ValidationError, match=rf"(?s){name}\b.*valid boolean"):
+        getattr(blocks, block)(**{name: "maybe"})
+
+
+def test_every_field_of_every_block_has_a_bad_value() -> None:
+    """Or is listed as one that takes anything sensible; whoever adds a field adds a line above."""
+    tried = {(block.__name__, name) for block, given, _ in BAD_FIELDS for name in given} | TAKE_ANYTHING_SENSIBLE
+    for block in blocks._TpuBlock.__subclasses__():
+        missing = [name for name in block.model_fields if (block.__name__, name) not in tried]
+        assert not missing, f"{block.__name__}: no bad value is tried for {', '.join(missing)}"
 
 
 class Broken:
