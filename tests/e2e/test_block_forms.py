@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_tpu import ConfigurationError, RayFleetBlock, TpuSlicePool, blocks
+from prefect_tpu import blocks
 from tests.e2e.prefect_server import Server
 from tests.prefect.conftest import eventually
 
@@ -63,6 +62,14 @@ def open_form(server: Server, page: Page, slug: str) -> None:
     page.goto(f"{server.ui}/blocks/catalog/{slug}/create")
     page.get_by_role("button", name="Create").last.wait_for()
     page.wait_for_timeout(SETTLE_MS)
+
+
+def python(server: Server, code: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: Prefect sends events of blocks for as long as the process lives, to this server."""
+    env = os.environ | {"PREFECT_API_URL": server.url}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def documents(server: Server) -> dict[str, dict[str, Any]]:
@@ -124,9 +131,12 @@ def test_a_pool_of_the_form_is_the_pool_of_its_slug(server: Server, page: Page) 
     field(page, "Max Infrastructure Failures").locator("input[type=number]").first.fill("7")
     page.get_by_role("button", name="Create").last.click()
     eventually(lambda: "by-hand" in documents(server), "the pool")
-    with temporary_settings({PREFECT_API_URL: server.url}):
-        pool = blocks.load_pool("tpu-slice-pool/by-hand")
-    assert (pool.topology, pool.num_slices, pool.max_infrastructure_failures) == ("2x2x1", 1, 7)
+    done = python(
+        server,
+        "from prefect_tpu.blocks import load_pool; pool = load_pool('tpu-slice-pool/by-hand'); "
+        "print(pool.topology, pool.num_slices, pool.max_infrastructure_failures, pool.resumable)",
+    )
+    assert done.stdout.split() == ["2x2x1", "1", "7", "True"], done.stderr
 
 
 def test_what_only_the_code_can_check_is_said_when_it_is_loaded(server: Server, page: Page) -> None:
@@ -136,23 +146,21 @@ def test_what_only_the_code_can_check_is_said_when_it_is_loaded(server: Server, 
     field(page, "Topology").locator("textarea").first.fill("3x5")
     page.get_by_role("button", name="Create").last.click()
     eventually(lambda: "odd" in documents(server), "the pool")
-    with (
-        temporary_settings({PREFECT_API_URL: server.url}),
-        pytest.raises(ConfigurationError, match=r"(?s)'tpu-slice-pool/odd' is not valid.*topology '3x5'.*2x2x2"),
-    ):
-        blocks.load_pool("tpu-slice-pool/odd")
+    done = python(server, "from prefect_tpu.cli import main; main(['pool', 'status', 'odd'])")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(r"(?s)'tpu-slice-pool/odd' is not valid.*topology '3x5'.*2x2x2", done.stderr), done.stderr
 
 
 def test_a_pool_saved_in_python_is_shown(server: Server, page: Page, pictures: Path) -> None:
     """Its page has its values and how to use it; of a fleet that may be of several kinds Prefect's page shows none."""
-    pool = TpuSlicePool(
-        fleet=RayFleetBlock(address="10.1.2.3:6379"), accelerator_type="v6e", topology="4x4", num_slices=3,
-        preemptible=True, checkpoint_root="gs://bucket/checkpoints", env={"WANDB_MODE": "offline"},
-        lease_timeout_seconds=77.5,
-    )  # fmt: skip
-    with temporary_settings({PREFECT_API_URL: server.url}):
-        saving: Any = pool.save
-        saving("v6e-spot", _sync=True)  # the browser's own event loop runs in this thread
+    done = python(
+        server,
+        "from prefect_tpu import RayFleetBlock, TpuSlicePool; from prefect_tpu.blocks import load_pool; "
+        "TpuSlicePool(fleet=RayFleetBlock(address='10.1.2.3:6379'), accelerator_type='v6e', topology='4x4', "
+        "num_slices=3, preemptible=True, checkpoint_root='gs://bucket/checkpoints', env={'WANDB_MODE': 'offline'}, "
+        "lease_timeout_seconds=77.5).save('v6e-spot'); print(load_pool('tpu-slice-pool/v6e-spot').fleet.address)",
+    )
+    assert done.stdout.split() == ["10.1.2.3:6379"], done.stderr
     page.goto(f"{server.ui}/blocks/block/{documents(server)['v6e-spot']['id']}")
     page.get_by_text("gs://bucket/checkpoints").first.wait_for()
     page.screenshot(path=pictures / "pool.png")
@@ -160,5 +168,3 @@ def test_a_pool_saved_in_python_is_shown(server: Server, page: Page, pictures: P
     for words in ("v6e", "4x4", "Number of slices 3", "Preemptible true", "WANDB_MODE", "77.5"):
         assert words in text, words
     assert "TpuMultisliceRunner(pool=" in text
-    with temporary_settings({PREFECT_API_URL: server.url}):
-        assert blocks.load_pool("tpu-slice-pool/v6e-spot").fleet.address == "10.1.2.3:6379"  # type: ignore[union-attr]
