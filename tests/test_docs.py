@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import json
 import linecache
 import re
 import shlex
@@ -366,6 +367,16 @@ def test_the_command_lines_page_is_the_command_line() -> None:
             documented[tuple(one for one in words if not one.isupper())] = set(re.findall(r"`(--[\w-]+)`", row[1]))
     assert documented == dict(leaves(cli.app, ()))
     assert all("--json" in options for options in documented.values())
+
+
+@pytest.mark.parametrize("command", ["settings", "doctor"])
+def test_json_has_the_keys_that_the_page_says(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object on stdout, nothing else."""
+    (row,) = [one for one in rows(page_text("cli.md")) if one[0] == f"`{command}`" and "`" in one[1]]
+    cli.run([command, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    (rows_of,) = [value for value in found.values() if isinstance(value, list)]
+    assert {*found, *rows_of[0]} == set(re.findall(r"`(\w+)`", row[1]))
 
 
 def leaves(app: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], set[str]]]:
