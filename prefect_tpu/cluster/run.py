@@ -108,7 +108,7 @@ class GangRun:
             session.hold()
         try:
             attempt = Attempt(number).lease()
-            lease = self._slices.complete(shape, observer.say)
+            lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
             return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
             self.release()
