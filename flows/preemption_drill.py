@@ -44,7 +44,7 @@ class DrillError(Exception):
 def train(steps: int, folder: str | None) -> dict[str, Any]:
     """On every host. In `folder` each fault is announced once, when its step is done; None: no faults."""
 
-    def after_step(step: int) -> None:
+    def after_step(step: int, loss: float) -> None:  # noqa: ARG001
         assert folder is not None
         ctx = runtime.current()
         announced = Path(folder, str(step))

@@ -37,14 +37,19 @@ def load_digits() -> tuple[Any, Any, Any, Any]:
 
 
 def train_to(
-    steps: int, checkpoint_every_steps: int = CHECKPOINT_EVERY_STEPS, after_step: Callable[[int], None] | None = None
+    steps: int,
+    checkpoint_every_steps: int = CHECKPOINT_EVERY_STEPS,
+    after_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train up to a step, from the newest checkpoint if there is one; on every host of the gang at the same time.
+
+    On however many slices there are: the batch of a step is the same, each device's share of it adapts. A gang that
+    may grow does so after a checkpoint.
 
     Args:
         steps: how many there are to be in the end.
         checkpoint_every_steps: how many are lost at most when a slice goes.
-        after_step: called on every host with the number of the step that is done.
+        after_step: called on every host with the number of the step that is done, and its loss.
 
     Returns:
         Loss of the last batch, test accuracy, and all parameters as one float32 vector.
@@ -125,7 +130,9 @@ def train_to(
             if step % checkpoint_every_steps == 0 or step == steps:
                 checkpoints.save(step, args=ocp.args.StandardSave(to_keep()))
             if after_step is not None:
-                after_step(step)
+                after_step(step, float(loss))
+            if step % checkpoint_every_steps == 0 and step < steps:
+                runtime.resize_point(checkpoints.wait_until_finished)
         checkpoints.wait_until_finished()
     return {"loss": float(loss), "accuracy": float(accuracy_of(params)), "params": np.asarray(params)}
 

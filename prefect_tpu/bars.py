@@ -21,6 +21,7 @@ ENDS: dict[str, tuple[StateType, str]] = {
     "CANCELLED": (StateType.CANCELLED, "Cancelled"),
     "PREEMPTED": (StateType.CRASHED, states.PREEMPTED),
     "INFRASTRUCTURE": (StateType.CRASHED, states.HOST_LOST),
+    "RESIZED": (StateType.COMPLETED, states.RESIZED),
     "TIMED_OUT": (StateType.FAILED, "TimedOut"),
 }
 """What a bar ends with, by the outcome of its slice; Failed for the rest."""

@@ -20,6 +20,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prefect_tpu.cluster.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError, TpuError
+from prefect_tpu.core.gang import sizes_of
+from prefect_tpu.settings import SliceCount
 
 if TYPE_CHECKING:
     from typing import Self
@@ -171,7 +173,21 @@ class TpuSlicePool(_TpuBlock):
     chips_per_host: int | None = Field(
         default=None, ge=1, title="Chips per host", description="Only if it is not the default of the type."
     )
-    num_slices: int = Field(default=1, ge=1, title="Number of slices", description="Slices of one gang.")
+    num_slices: SliceCount = Field(
+        default=1, title="Number of slices", description="Slices of one gang: a number, or those that are acceptable."
+    )
+    resize_after_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        title="Resize after (seconds)",
+        description="Without a replacement for so long a gang of several sizes goes on with fewer; empty: 60 seconds.",
+    )
+    resize_interval_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        title="Resize interval (seconds)",
+        description="A gang grows no sooner than so long after its last start; empty: 300 seconds.",
+    )
     preemptible: bool = Field(
         default=False, description="Slices can be taken away host by host; a host that vanishes was preempted then."
     )
@@ -251,12 +267,17 @@ class TpuSlicePool(_TpuBlock):
             tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)
         except TopologyError as error:
             raise ValueError(str(error)) from None
-        if isinstance(self.fleet, LocalFleetBlock) and self.num_slices > self.fleet.slices:
+        if isinstance(self.fleet, LocalFleetBlock) and self.least_slices > self.fleet.slices:
             raise ValueError(
                 f"num_slices={self.num_slices} is more than the {self.fleet.slices} slices of the pool's local fleet: "
                 "raise `slices` of the fleet or lower `num_slices`"
             )
         return self
+
+    @property
+    def least_slices(self) -> int:
+        """The smallest acceptable number of slices."""
+        return sizes_of(self.num_slices)[0]
 
     def make_fleet(self) -> Fleet:
         """Where the slices come from, as runs use it. Starts nothing."""
@@ -347,7 +368,7 @@ def _validate(pool: TpuSlicePool) -> dict[str, Any]:
     simulated = isinstance(pool.fleet, LocalFleetBlock)
     if not found["up"] and not simulated:
         raise ConfigurationError(f"{found['fleet']}: {found['problem']}")
-    if found["up"] and found["fitting"] < pool.num_slices:
+    if found["up"] and found["fitting"] < pool.least_slices:
         there = "; ".join(one["says"] for one in found["slices"]) or "no TPU slices"
         raise ConfigurationError(
             f"{found['fleet']} has {found['fitting']} whole slices of {pool.accelerator_type} {pool.topology}, and "

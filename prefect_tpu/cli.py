@@ -177,7 +177,7 @@ def pool_status(
 
     loaded = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}")
     found: Any = loaded.status(_sync=True)  # type: ignore[call-arg]
-    enough = bool(found["fitting"] >= loaded.num_slices) if found["up"] else not found["problem"].startswith("no ")
+    enough = bool(found["fitting"] >= loaded.least_slices) if found["up"] else not found["problem"].startswith("no ")
     if json:
         _tell(json, {"pool": pool, "num_slices": loaded.num_slices, **found}, "")
         return EXIT_OK if enough else EXIT_FAILED

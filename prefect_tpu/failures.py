@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect.task_engine import TaskRunTimeoutError
 
 from prefect_tpu.core.errors import (
+    AttemptError,
     ConfigurationError,
     GangTimeoutError,
     HangError,
@@ -39,6 +40,8 @@ def as_exception(report: AttemptReport, timeout_seconds: float | None) -> Except
             if any(one.raised is not None for one in report.evidence if one.process_id in verdict.culprits):
                 return HostProcessError(text, verdict)
             return HostLostError(text, verdict)
+        case Kind.RESIZED:
+            return AttemptError(text, verdict)
         case Kind.TIMED_OUT:
             return TaskTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
     culprit = next(one for one in report.evidence if one.process_id in verdict.culprits)

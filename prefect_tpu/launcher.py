@@ -350,6 +350,10 @@ class GangLaunch:
         if verdict.kind in (Kind.CANCELLED, Kind.TIMED_OUT):
             return
         text = f"{verdict.cause}; {report.budgets}"
+        if verdict.kind is Kind.RESIZED:
+            get_run_logger().info("attempt %d %s: %s", report.number, verdict.kind.value, text)
+            states.emit(context.task_run, states.RESIZED, text)
+            return
         get_run_logger().warning("attempt %d %s: %s", report.number, verdict.kind.value, text)
         if verdict.kind is Kind.PREEMPTED:
             states.emit(context.task_run, states.PREEMPTED, text)

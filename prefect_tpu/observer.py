@@ -50,6 +50,11 @@ class RunObserver:
         """Something about the gang as a whole."""
         self._log.say(text)
 
+    def waiting(self, number: int, text: str) -> None:
+        """An attempt has no slices yet, and why."""
+        self._log.say(text)
+        self._try(lambda: self._progress.waiting(number, text))
+
     def started(self, number: int, gang: Gang) -> None:
         """An attempt has its slices."""
         bars = self._bars

@@ -26,6 +26,11 @@ class RunProgress:
         self._entered = 0
         self._told_at = -math.inf
 
+    def waiting(self, number: int, text: str) -> None:
+        """An attempt has no slices yet."""
+        self._number = number
+        self._tell(text)
+
     def started(self, number: int, gang: Gang) -> None:
         """An attempt has its slices. The bar stays where the attempt before has left it."""
         self._number, self._hosts, self._entered = number, gang.num_processes, 0

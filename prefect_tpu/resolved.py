@@ -14,6 +14,7 @@ from prefect.settings import get_current_settings
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.host import DeviceCheck
 from prefect_tpu.core.retry import Limits
 from prefect_tpu.settings import current_settings
@@ -107,8 +108,9 @@ class Resolved:
 
     def result_shape(self) -> tuple[str, ...]:
         """What the shape of a result depends on; part of the cache key."""
-        names = ("num_slices", "accelerator_type", "topology", "chips_per_host")
+        names = ("accelerator_type", "topology", "chips_per_host")
         return (
+            ",".join(str(size) for size in sizes_of(self.value("num_slices"))),
             *(str(self.value(name)) for name in names),
             str(self._options["flatten"]),
             str(self._options["returns"]),
@@ -145,7 +147,7 @@ class Resolved:
         root = value("checkpoint_root") or get_current_settings().home / "tpu" / "checkpoints"
         return GangPlan(
             fleet=fleet,
-            num_slices=value("num_slices"),
+            sizes=sizes_of(value("num_slices")),
             accelerator_type=value("accelerator_type"),
             topology=value("topology"),
             chips_per_host=value("chips_per_host"),
@@ -180,6 +182,9 @@ class Resolved:
             log_lines_per_second=settings.host_log_lines_per_second,
             log_burst_lines=settings.host_log_lines_per_second * settings.log_burst_seconds,
             log_level=say.getEffectiveLevel(),
+            resize_after_seconds=float(value("resize_after_seconds")),
+            resize_interval_seconds=float(value("resize_interval_seconds")),
+            can_grow=bool(value("resumable")),
             host_resources=_host_resources(),
         )
 

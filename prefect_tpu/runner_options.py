@@ -20,7 +20,9 @@ class RunnerOptions(TypedDict, total=False):
     """Arguments of TpuMultisliceRunner that do not change the type of its results."""
 
     pool: Fleet | TpuSlicePool | str | None
-    num_slices: int | None
+    num_slices: int | Sequence[int] | None
+    resize_after_seconds: float | None
+    resize_interval_seconds: float | None
     accelerator_type: str | None
     topology: str | None
     chips_per_host: int | None
@@ -55,8 +57,9 @@ def check_options(options: dict[str, Any]) -> None:
         refuse("pool", 'a saved pool ("tpu-slice-pool/NAME"), a TpuSlicePool, a fleet (LocalFleet, RayFleet) or None')
     if isinstance(pool, str) and not _SLUG.fullmatch(pool):
         refuse("pool", 'a saved pool as "tpu-slice-pool/NAME", with lower case letters, digits and dashes')
+    if not (options["num_slices"] is None or _are_sizes(options["num_slices"])):
+        refuse("num_slices", "a whole number of at least 1, several of them such as [2, 4, 8], or None")
     for name, allowed in (
-        ("num_slices", 1),
         ("chips_per_host", 1),
         ("max_preemptions", 0),
         ("max_infrastructure_failures", 0),
@@ -87,10 +90,23 @@ def check_options(options: dict[str, Any]) -> None:
     modules = isinstance(preload, Sequence) and all(isinstance(one, str) for one in preload)
     if preload is not None and (isinstance(preload, str) or not modules):
         refuse("preload", 'a sequence of names of modules, such as ("jax", "numpy")')
-    for name in ("lease_timeout_seconds", "lease_hold_seconds", "launch_timeout_seconds", "cancel_grace_seconds"):
+    for name in (
+        "lease_timeout_seconds",
+        "lease_hold_seconds",
+        "launch_timeout_seconds",
+        "cancel_grace_seconds",
+        "resize_after_seconds",
+        "resize_interval_seconds",
+    ):
         value = options[name]
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0):
             refuse(name, "a number of seconds, 0 or more, or None")
     hang = options["hang_timeout_seconds"]
     if hang is not None and (not isinstance(hang, (int, float)) or isinstance(hang, bool) or hang <= 0):
         refuse("hang_timeout_seconds", "a number of seconds above 0, or None")
+
+
+def _are_sizes(given: Any) -> bool:
+    """Whether it is a number of slices, or a sequence of at least one."""
+    sizes = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return bool(sizes) and all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in sizes)

@@ -26,7 +26,7 @@ from prefect_tpu.core.errors import ConfigurationError, NotInGangError
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-__all__ = ["Cancelled", "Context", "Left", "current", "leave", "mesh", "on_drain", "report"]
+__all__ = ["Cancelled", "Context", "Left", "Resizing", "current", "leave", "mesh", "on_drain", "report", "resize_point"]
 
 REPORT_INTERVAL_SECONDS = 0.5
 """`report` sends at most this often; the newest values are never lost, they go with the next sending."""
@@ -42,6 +42,10 @@ class Cancelled(BaseException):
 
 class Left(BaseException):
     """What `leave` raises."""
+
+
+class Resizing(Left):
+    """What `resize_point` raises where the attempt ends."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +72,7 @@ class Context:
         run_id: the same for all attempts and hosts of one task run.
         slice_name: name of the slice in its fleet.
         checkpoint_dir: the same for all attempts and hosts of one task run; None if none is set.
+        can_grow: the task may have more slices than this attempt has; `resize_point` asks whether they are there.
     """
 
     slice_index: int
@@ -80,6 +85,7 @@ class Context:
     run_id: str
     slice_name: str
     checkpoint_dir: str | None = None
+    can_grow: bool = False
     _drain: _Drain = field(default_factory=_Drain, repr=False, compare=False)
 
     @property
@@ -179,6 +185,46 @@ def leave() -> NoReturn:
     assert _process is not None
     _process.reporter.flush()
     raise Left("left, as a host of the gang is about to be taken away")
+
+
+def resize_point(save: Callable[[], object] | None = None) -> None:
+    """Say that the run may go on with more slices from here. Call it on all hosts, after the same step.
+
+    With a fixed `num_slices`, or while the gang has as many as it may have, it does nothing. Else all hosts agree (by
+    a small JAX collective) on whether more slices are free; if so, the attempt ends here, and the next one begins with
+    more slices and goes on from the checkpoint. That is charged to no budget.
+
+    Args:
+        save: called on every host before the attempt ends here; not needed where everything has just been saved.
+
+    Raises:
+        NotInGangError: outside a gang.
+        ConfigurationError: several host processes, and JAX's distributed runtime is not up: they cannot agree.
+        Resizing: the attempt ends here; do not catch it.
+    """
+    context = current()
+    assert _process is not None
+    if not context.can_grow:
+        return
+    wanted = _process.more_slices.is_set()
+    if context.num_processes > 1:
+        import jax
+
+        if not jax.distributed.is_initialized():
+            raise ConfigurationError(
+                "runtime.resize_point() needs JAX's distributed runtime, by which the hosts agree: leave "
+                'jax_distributed="auto" and have "jax" in preload, or give num_slices as one number'
+            )
+        import numpy
+        from jax.experimental import multihost_utils
+
+        wanted = bool(multihost_utils.broadcast_one_to_all(numpy.asarray(wanted, dtype=numpy.int32)))
+    if not wanted:
+        return
+    if save is not None:
+        save()
+    _process.reporter.flush()
+    raise Resizing("left at a resize point, as more slices are free")
 
 
 def mesh(axis_names: Sequence[str], ici_shape: Sequence[int], dcn_shape: Sequence[int] | None = None) -> Mesh:
@@ -302,6 +348,7 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 class _Process:
     context: Context
     reporter: _Reporter
+    more_slices: threading.Event = field(default_factory=threading.Event)
 
 
 _process: _Process | None = None
@@ -312,6 +359,14 @@ def _enter(context: Mapping[str, Any], send: Send) -> _Process:
     global _process
     _process = _Process(Context(**context), _Reporter(send))
     return _process
+
+
+def _offer_more_slices(there: bool) -> None:
+    """More slices are free, or not any more."""
+    if _process is not None and there:
+        _process.more_slices.set()
+    elif _process is not None:
+        _process.more_slices.clear()
 
 
 def _notice(deadline_unix_seconds: float | None, reason: str) -> None:

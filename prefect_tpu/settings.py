@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+from typing import Annotated
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field, ValidationError
 
 from prefect_tpu.core.errors import ConfigurationError
+
+SliceCount = Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+"""A number of slices, or the numbers that are acceptable."""
 
 
 class TpuSettings(PrefectBaseSettings):
@@ -24,7 +28,17 @@ class TpuSettings(PrefectBaseSettings):
         default=None,
         description='Ray cluster for runners without a pool: "auto" or host:port; unset: simulated slices.',
     )
-    num_slices: int = Field(default=1, ge=1, description="Slices of a gang.")
+    num_slices: SliceCount = Field(
+        default=1, description="Slices of a gang: a number, or a JSON list of those that do."
+    )
+    resize_after_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="A gang of several sizes waits so long for a replacement, then it goes on with fewer, in seconds.",
+    )
+    resize_interval_seconds: float = Field(
+        default=300.0, ge=0, description="A gang grows no sooner than so long after its last start, in seconds."
+    )
     chips_per_host: int | None = Field(
         default=None, ge=1, description="Chips of a host, if not the default of its accelerator type."
     )
@@ -206,9 +220,11 @@ def _read(variables: tuple[tuple[str, str], ...], directory: str) -> TpuSettings
         return TpuSettings()
     except ValidationError as error:
         prefix = str(TpuSettings.model_config.get("env_prefix", "")).upper()
-        wrong = [
-            f"{prefix}{'.'.join(map(str, one['loc'])).upper()}={one['input']!r}: {one['msg']}" for one in error.errors()
-        ]
-        raise ConfigurationError("; ".join(wrong)) from error
+        wrong: dict[str, list[str]] = {}
+        for one in error.errors():
+            name = f"{prefix}{str(one['loc'][0]).upper()}"
+            given = os.environ.get(name)
+            wrong.setdefault(name if given is None else f"{name}={given!r}", []).append(one["msg"])
+        raise ConfigurationError("; ".join(f"{one}: {', or '.join(says)}" for one, says in wrong.items())) from error
     except ValueError as error:  # JSON that is none
         raise ConfigurationError(f"settings of prefect_tpu: {error}; {error.__cause__}") from error

@@ -110,10 +110,11 @@ def _time_cells(entry: Entry) -> list[str]:
 
 def _slices(entry: Entry) -> str:
     names = [_text(name, MAX_NAME_CHARS) for name in entry.slices]
+    before = "" if entry.slices_before is None else f"{entry.slices_before} → "
     if len(names) <= MAX_NAMED_SLICES:
-        return ", ".join(names)
+        return (f"{before}{len(names)}: " if before else "") + ", ".join(names)
     lost = [names[index] for index in entry.lost_slices[: MAX_NAMED_SLICES - 2]]
-    return f"{len(names)}: {names[0]} … {names[-1]}" + (f", lost {', '.join(lost)}" if lost else "")
+    return f"{before}{len(names)}: {names[0]} … {names[-1]}" + (f", lost {', '.join(lost)}" if lost else "")
 
 
 def _picture(facts: RunFacts, ledger: Ledger) -> str:

@@ -18,6 +18,7 @@ from typing_extensions import TypeVar, Unpack
 
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.resolved import Resolved
 from prefect_tpu.runner_options import RunnerOptions, check_options
 
@@ -80,7 +81,9 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             runs), a TpuSlicePool, or a fleet: LocalFleet(...), RayFleet(...). None: the setting `pool`, else the
             Ray cluster of the setting `ray_address`, else the pool saved as `default`, else simulated slices on
             this machine's CPU, with a warning.
-        num_slices: slices of one gang.
+        num_slices: slices of one gang. Several numbers, [2, 4, 8], are those that will do: the gang takes the most that
+            are free by the lease deadline, goes on with fewer after a loss, and grows again at the function's
+            `runtime.resize_point()`.
         accelerator_type: "v4", "v5e", "v5p", "v6e", ...; see `ray.util.tpu` for the list.
         topology: chips of one slice, "2x2x2" or "4x4".
         chips_per_host: only where a host has another number of chips than its type's default.
@@ -100,6 +103,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         hang_timeout_seconds: without a new `runtime.report` for so long (after the first) the attempt is
             ended as hung; None is the setting's value, off by default.
         checkpoint_root: directory (or fsspec URL) that every host sees, for `runtime.current().checkpoint_dir`.
+        resize_after_seconds: with several sizes: how long a replacement may take before it goes on with fewer slices.
+        resize_interval_seconds: with several sizes: it grows no sooner than so long after its last start.
         lease_timeout_seconds: how long to wait for free slices, then SliceUnavailableError.
         lease_hold_seconds: slices are given back while the task's own retry delay is longer than this.
         launch_timeout_seconds: from forked host processes to the function entered on all hosts.
@@ -138,7 +143,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         self,
         *,
         pool: Fleet | TpuSlicePool | str | None = None,
-        num_slices: int | None = None,
+        num_slices: int | Sequence[int] | None = None,
         accelerator_type: str | None = None,
         topology: str | None = None,
         chips_per_host: int | None = None,
@@ -155,6 +160,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         warm_spares: int | None = None,
         hang_timeout_seconds: float | None = None,
         checkpoint_root: str | Path | None = None,
+        resize_after_seconds: float | None = None,
+        resize_interval_seconds: float | None = None,
         lease_timeout_seconds: float | None = None,
         lease_hold_seconds: float | None = None,
         launch_timeout_seconds: float | None = None,
@@ -180,6 +187,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             "warm_spares": warm_spares,
             "hang_timeout_seconds": hang_timeout_seconds,
             "checkpoint_root": checkpoint_root,
+            "resize_after_seconds": resize_after_seconds,
+            "resize_interval_seconds": resize_interval_seconds,
             "lease_timeout_seconds": lease_timeout_seconds,
             "lease_hold_seconds": lease_hold_seconds,
             "launch_timeout_seconds": launch_timeout_seconds,
@@ -188,6 +197,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         }
         check_options(self._options)
         self._options["env"] = None if env is None else dict(env)
+        self._options["num_slices"] = None if num_slices is None else _one_or_more(num_slices)
         self._options["preload"] = None if preload is None else tuple(preload)
         super().__init__(max_workers=max_workers)
         self._launches_lock = threading.Lock()
@@ -265,6 +275,11 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             raise
         finally:
             super().__exit__(exc_type, exc_value, traceback)
+
+
+def _one_or_more(num_slices: int | Sequence[int]) -> int | tuple[int, ...]:
+    sizes = sizes_of(num_slices)
+    return sizes[0] if len(sizes) == 1 else sizes
 
 
 def runner_for(given: Any) -> TpuMultisliceRunner[Any]:

@@ -86,6 +86,9 @@ class Agent:
     def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, reason: str, tell_jax: bool) -> None:
         self._host.notify_drain(attempt_id, deadline_unix_seconds, reason, tell_jax)
 
+    def offer(self, attempt_id: str, there: bool) -> None:
+        self._host.offer(attempt_id, there)
+
     def stacks(self, attempt_id: str) -> str:
         return self._host.stacks(attempt_id)
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from prefect_tpu.core.evidence import LEFT_FOR_DRAIN, HostEvidence
+from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import DeviceCheck, Exited, LogLine, LogRecord, Progress, Raised, Returned
 from prefect_tpu.core.verdict import Kind
@@ -21,11 +21,15 @@ class Observer(Protocol):
     def dropped(self, member: Member, lines: int) -> None: ...
     def progress(self, member: Member, report: Progress) -> None: ...
     def say(self, text: str) -> None: ...
+    def waiting(self, number: int, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptOptions:
-    """How one attempt runs; times in seconds."""
+    """How one attempt runs; times in seconds.
+
+    `most_slices`: what the gang may grow to at its resize points.
+    """
 
     run_id: str
     preload: tuple[str, ...]
@@ -51,6 +55,8 @@ class AttemptOptions:
     hang_timeout_seconds: float | None
     hang_compile_grace_seconds: float
     metadata_url: str | None
+    most_slices: int = 0
+    resize_interval_seconds: float = 0.0
     log_level: int = logging.INFO
 
 
@@ -90,8 +96,13 @@ class HostState:
 
     @property
     def left(self) -> bool:
-        """Left by `runtime.leave()`, and waits for the others to do so."""
-        return self.raised is not None and self.raised.type_name == LEFT_FOR_DRAIN
+        """Left by `runtime.leave()` or at a resize point, and waits for the others to do so."""
+        evidence = self.evidence()
+        return evidence.left_for_drain or evidence.left_to_resize
+
+    @property
+    def left_to_resize(self) -> bool:
+        return self.evidence().left_to_resize
 
     @property
     def failed_clearly(self) -> bool:

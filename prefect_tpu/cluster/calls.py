@@ -52,6 +52,7 @@ def request(
             "run_id": options.run_id,
             "slice_name": member.slice_name,
             "checkpoint_dir": options.checkpoint_dir,
+            "can_grow": gang.num_slices < options.most_slices,
         },
         gang_env=gang_environment(gang, member, shape, megascale_port=megascale_port, user_env=options.user_env),
         user_env=options.user_env,

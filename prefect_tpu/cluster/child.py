@@ -202,6 +202,8 @@ class _Attempt:
                     runtime._notice(command["deadline_unix_seconds"], command["reason"])
                     if command["tell_jax"]:
                         _tell_jax()
+                case "offer":
+                    runtime._offer_more_slices(command["there"])
                 case "finish":
                     self.finish.set()
 

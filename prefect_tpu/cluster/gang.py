@@ -40,6 +40,8 @@ WAIT_SECONDS = 0.1
 """How often the attempt looks at cancel, deadlines and heartbeats while no host says anything."""
 BARRIER_MARGIN_SECONDS = 8.0
 """Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
+ROOM_LOOK_SECONDS = 2.0
+"""How often it is looked whether a gang that may have more slices could have them."""
 DISCONNECT_SECONDS = 2.0
 """How long an unexpected error may wait for the news that somebody has shut Ray down."""
 FINISH_SECONDS = 15.0
@@ -50,7 +52,8 @@ FINISH_SECONDS = 15.0
 class GangAttempt:
     """Runs one attempt on slices that are already leased, with agents that are already starting.
 
-    `run` blocks on the thread that owns the attempt; `cancel` may be called from any thread.
+    `run` blocks on the thread that owns the attempt; `cancel` may be called from any thread. `room` says how many
+    slices the gang could have now, 0 if no more than it has.
     """
 
     gang: Gang
@@ -63,12 +66,15 @@ class GangAttempt:
     cancelled: Callable[[], bool]
     on_entered: Callable[[], None] = lambda: None
     on_drain: Callable[[str], None] = lambda _: None
+    room: Callable[[], int] = lambda: 0
     _hosts: list[HostState] = field(init=False, default_factory=list)
     _polls: dict[Any, HostState] = field(init=False, default_factory=dict)
     _id: str = field(init=False, default="")
     _outside: Outside = field(init=False)
     _launched_at: float = field(init=False, default=0.0)
     _entered_at: float | None = field(init=False, default=None)
+    _room_looked_at: float = field(init=False, default=0.0)
+    _offered: bool = field(init=False, default=False)
     _generation: int = field(init=False, default_factory=session.generation)
 
     def run(self) -> AttemptEnd:
@@ -196,8 +202,12 @@ class GangAttempt:
                         if not host.entered:
                             host.lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
             failed = [host for host in self._hosts if host.failed]
+            if not failed:
+                self._offer_room(now)
             if failed:
-                leaves = self._outside.draining and all(host.left for host in failed)
+                leaves = all(host.left for host in failed) and (
+                    bool(self._outside.draining) or any(host.left_to_resize for host in failed)
+                )
                 window = options.leave_timeout_seconds if leaves else options.failure_window_seconds
                 window_ends = min(window_ends, now + window)
                 if not leaves and not clear and any(host.failed_clearly for host in failed):
@@ -206,6 +216,28 @@ class GangAttempt:
                 if now >= window_ends or all(host.failed or host.returned for host in self._hosts):
                     return None
             self._step(WAIT_SECONDS)
+
+    def _offer_room(self, now: float) -> None:
+        """Tell the function when more slices are free, and when they are not any more; not too soon after a start."""
+        options = self.options
+        if self._entered_at is None or self.gang.num_slices >= options.most_slices:
+            return
+        if now < max(self._entered_at + options.resize_interval_seconds, self._room_looked_at + ROOM_LOOK_SECONDS):
+            return
+        self._room_looked_at = now
+        size = self.room()
+        if bool(size) == self._offered:
+            return
+        self._offered = bool(size)
+        have = self.gang.num_slices
+        self.observer.say(
+            f"slices are free: {size} in place of {have} from the next resize point on"
+            if size
+            else f"the free slices are taken: it stays with {have}"
+        )
+        for host in self._hosts:
+            if not host.over:
+                host.agent.offer.remote(self._id, self._offered)
 
     def _look_outside(self) -> None:
         self._outside.look()

@@ -125,6 +125,12 @@ class HostSupervisor:
         if attempt is not None:
             attempt.command(do="drain", deadline_unix_seconds=deadline_unix_seconds, reason=reason, tell_jax=tell_jax)
 
+    def offer(self, attempt_id: str, there: bool) -> None:
+        """Tell the function that more slices are free, or not any more."""
+        attempt = self._get(attempt_id)
+        if attempt is not None:
+            attempt.command(do="offer", there=there)
+
     def stacks(self, attempt_id: str) -> str:
         """What the attempt's process is doing, for people to read."""
         attempt = self._get(attempt_id)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prefect_tpu.cluster import channel, payload
 from prefect_tpu.cluster.reactor import Reader
 from prefect_tpu.cluster.streams import EventBuffer, LineSplitter
+from prefect_tpu.core.evidence import LEFT_FOR_DRAIN, LEFT_TO_RESIZE
 from prefect_tpu.core.host import Event, Exited, LogLine, Phase, Raised, Returned
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ log = logging.getLogger("prefect_tpu.host")
 
 EXIT_GRACE_SECONDS = 10.0
 """How long a process may take to end after its function did, before it is killed."""
+LEAVING = (LEFT_FOR_DRAIN, LEFT_TO_RESIZE)
+"""Who raised these waits until the driver ends the attempt, as the other hosts may still save."""
 KEPT_STDERR_LINES = 20
 MAX_DRAIN_READS = 2_000
 """What is left in a dead child's pipes is far less; a process that got away may go on writing."""
@@ -91,7 +94,7 @@ class HostAttempt:
     def _take(self, event: Event) -> None:
         self._say_forked()
         self.returned = self.returned or isinstance(event, Returned)
-        if isinstance(event, Raised):
+        if isinstance(event, Raised) and event.type_name not in LEAVING:
             self.kill_before(time.monotonic() + EXIT_GRACE_SECONDS)
         self.events.add(event)
 

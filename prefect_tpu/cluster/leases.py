@@ -7,8 +7,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -95,11 +95,28 @@ class GangLease:
         self.queue.look_again()
 
     def fill(self, other: GangLease) -> None:
-        """Take over the slices of another lease, in the places of those that were dropped."""
-        for index, lease in zip(sorted(self._missing), other.leases, strict=True):
+        """Take over the slices of another lease, in the places of those that were dropped, as far as they go."""
+        places = sorted(self._missing)
+        for index, lease in zip(places, other.leases, strict=False):
             self.leases[index] = lease
-        self._missing = []
-        other._released = True
+        self._missing = places[len(other.leases) :]
+        other._hand_on()
+
+    def extend(self, other: GangLease) -> None:
+        """Take over the slices of another lease, behind those that are there."""
+        self.leases.extend(other.leases)
+        other._hand_on()
+
+    def shrink(self, num_slices: int) -> None:
+        """Go on with so many: without those that were dropped, the others in their order; give back the rest."""
+        kept = [lease for index, lease in enumerate(self.leases) if index not in self._missing]
+        self.leases, self._missing = kept[:num_slices], []
+        _release_all(kept[num_slices:])
+        self.queue.look_again()
+
+    def _hand_on(self) -> None:
+        """Its slices are another lease's now."""
+        self._released = True
         session.release()
 
     def release(self) -> None:
@@ -199,6 +216,11 @@ class LeaseQueue:
             _release_all(leases)
             self.look_again()
 
+    def somebody_waits(self, shape: SliceShape) -> bool:
+        """Whether a gang of this process waits for slices of this shape."""
+        with self._lock:
+            return any(one.shape == shape for one in self._waiting)
+
     def suspect(self, slice_name: str) -> None:
         """Try this slice last for a while."""
         with self._lock:
@@ -216,6 +238,7 @@ class LeaseQueue:
         say_interval_seconds: float,
         extra: Extra = (),
         demand: Demand | None = None,
+        fewer: Sequence[int] = (),
     ) -> GangLease:
         """Reserve `num_slices` intact, free slices of `shape`, all or none.
 
@@ -229,6 +252,7 @@ class LeaseQueue:
             say_interval_seconds: pause between two such words.
             extra: reserved on each host beside its chips.
             demand: what the fleet was asked for on the gang's behalf.
+            fewer: smaller numbers that will do when the deadline has come, ascending.
 
         Raises:
             ProvisioningError: the fleet says that they will not come.
@@ -240,7 +264,7 @@ class LeaseQueue:
             self._waiting.append(ticket)
         session.hold()
         try:
-            leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds, demand)
+            leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds, demand, fewer)
             return GangLease(leases, session.generation(), self)
         except BaseException:
             session.release()
@@ -259,6 +283,7 @@ class LeaseQueue:
         say: Callable[[str], None],
         say_interval_seconds: float,
         demand: Demand | None,
+        fewer: Sequence[int],
     ) -> list[Lease]:
         shape, num_slices = ticket.shape, ticket.num_slices
         deadline = time.monotonic() + timeout_seconds
@@ -276,15 +301,22 @@ class LeaseQueue:
                 demand.check()
             now = time.monotonic()
             if now >= deadline:
-                text = _unavailable(ticket, fleet, timeout_seconds, position)
+                for size in reversed(fewer):
+                    leases = self._try(replace(ticket, num_slices=size)) if position == 0 else None
+                    if leases is not None:
+                        say(f"{num_slices} slices were not free within {timeout_seconds:g} s: it takes {size}")
+                        return leases
+                least = replace(ticket, num_slices=fewer[0]) if fewer else ticket
+                text = _unavailable(least, fleet, timeout_seconds, position)
                 raise SliceUnavailableError(text + (f" {demand.describe()}" if demand is not None else ""))
             if now >= next_word:
                 next_word = now + say_interval_seconds
                 ahead = f", {position} gangs ahead of this one" if position else ""
                 coming = f"; {told}" if demand is not None and (told := demand.describe()) else ""
+                then = f", then {' or '.join(str(one) for one in reversed(fewer))} will do" if fewer else ""
                 say(
                     f"waiting for {num_slices} free {shape.accelerator_type} {shape.topology} slices of {fleet}"
-                    f"{ahead} (at most {deadline - now:.0f} s more){coming}"
+                    f"{ahead} (at most {deadline - now:.0f} s more{then}){coming}"
                 )
             with self._changed:
                 if self._kept == kept_before:

@@ -30,6 +30,8 @@ _INSTALLED_PARTS = frozenset({"site-packages", "dist-packages"})
 _STANDARD_LIBRARY = tuple(
     Path(path).resolve() for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")} if path
 )
+NO_FILE = "<dynamic-code>"
+"""What cloudpickle gives for the file of a function that travels by value."""
 _OWN_PACKAGE = __name__.partition(".")[0]
 
 
@@ -183,6 +185,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(obj, types.FunctionType):
             if obj.__module__ in self._modules:
                 return self._dynamic_function_reduce(obj)
+        elif isinstance(obj, types.CodeType):
+            return _code_with_its_file(obj)
         elif isinstance(obj, types.ModuleType):
             if obj.__name__ in self._modules:
                 return _make_module, (obj.__name__,), _module_state(obj), None, None, _set_module_state
@@ -191,6 +195,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if reduced is not None:
                 return reduced
         return super().reducer_override(obj)
+
+
+def _code_with_its_file(code: types.CodeType) -> Any:
+    """cloudpickle 3.1.3 takes the file's name out, and with it the lines of source in tracebacks from hosts."""
+    make, arguments = _internals._code_reduce(code)
+    return make, tuple(code.co_filename if one == NO_FILE else one for one in arguments)
 
 
 def _class_of_driver(tracker_id: str, name: str) -> type:

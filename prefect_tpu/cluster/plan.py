@@ -16,11 +16,12 @@ from prefect_tpu.core.topology import SliceShape
 class GangPlan:
     """What a gang is made of, and every limit that it runs under. Times in seconds, sizes in bytes.
 
-    `host_resources` are reserved on each host beside its chips, sorted by name.
+    `sizes` are the numbers of slices that will do, ascending; `can_grow` is whether the gang may have more slices
+    later than it began with. `host_resources` are reserved on each host beside its chips, sorted by name.
     """
 
     fleet: Fleet
-    num_slices: int
+    sizes: tuple[int, ...]
     accelerator_type: str
     topology: str
     chips_per_host: int | None
@@ -55,7 +56,15 @@ class GangPlan:
     log_lines_per_second: float
     log_burst_lines: float
     log_level: int
+    resize_after_seconds: float
+    resize_interval_seconds: float
+    can_grow: bool
     host_resources: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def num_slices(self) -> int:
+        """The most slices that it may have."""
+        return self.sizes[-1]
 
     def resolve(self) -> SliceShape:
         """The slices' shape; raises TopologyError for what does not exist."""
@@ -81,6 +90,8 @@ class GangPlan:
             hang_timeout_seconds=self.hang_timeout_seconds,
             hang_compile_grace_seconds=self.hang_compile_grace_seconds,
             metadata_url=self.metadata_url,
+            most_slices=self.num_slices if self.can_grow else 0,
+            resize_interval_seconds=self.resize_interval_seconds,
             agent_start_timeout_seconds=self.agent_start_timeout_seconds,
             launch_timeout_seconds=self.launch_timeout_seconds,
             agent_poll_seconds=self.agent_poll_seconds,

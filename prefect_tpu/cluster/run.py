@@ -16,12 +16,12 @@ import cloudpickle
 from prefect_tpu.cluster import inventory, pickling, session
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
-from prefect_tpu.cluster.fleet import Demand
 from prefect_tpu.cluster.gang import GangAttempt
-from prefect_tpu.cluster.leases import GangLease, LeaseQueue
+from prefect_tpu.cluster.leases import GangLease
 from prefect_tpu.cluster.plan import GangPlan
+from prefect_tpu.cluster.slices import GangSlices
 from prefect_tpu.core.attempt import Attempt
-from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback, SliceUnavailableError
+from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
 from prefect_tpu.core.host import Raised
@@ -33,7 +33,6 @@ log = logging.getLogger("prefect_tpu.gang")
 
 _CONNECTING = threading.Lock()
 """Between a connection and the hold on it no other gang may switch the process to another fleet."""
-QUEUE = LeaseQueue()
 AGENTS = AgentPool()
 
 
@@ -60,58 +59,18 @@ class Ended:
     error: BaseException | None
 
 
-class Ahead:
-    """Slices that are being reserved on a thread of its own, for the next attempt."""
-
-    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int) -> None:
-        self.num_slices = num_slices
-        self._enough = threading.Event()
-        self._lease: GangLease | None = None
-        self._thread = threading.Thread(
-            target=self._work, args=(plan, shape), name="prefect-tpu-reserve-ahead", daemon=True
-        )
-        self._thread.start()
-
-    def _work(self, plan: GangPlan, shape: SliceShape) -> None:
-        try:
-            self._lease = QUEUE.acquire(
-                shape,
-                self.num_slices,
-                timeout_seconds=plan.lease_timeout_seconds,
-                fleet=plan.fleet.describe(),
-                cancelled=self._enough.is_set,
-                say=lambda _: None,
-                say_interval_seconds=plan.queue_message_interval_seconds,
-                extra=plan.host_resources,
-            )
-        except Exception as error:  # noqa: BLE001 - the next attempt looks for itself
-            log.debug("nothing could be reserved ahead: %s", error)
-
-    def take(self) -> GangLease | None:
-        """What was reserved by now, if anything."""
-        self._enough.set()
-        self._thread.join()
-        lease, self._lease = self._lease, None
-        return lease
-
-    def release(self) -> None:
-        """It is not wanted after all."""
-        lease = self.take()
-        if lease is not None:
-            lease.release()
-
-
 @dataclass(slots=True)
 class GangRun:
     """All attempts of one task run. `attempt` blocks its thread; `cancel` may come from any other."""
 
     plan: GangPlan
     run_id: str
-    _lease: GangLease | None = field(init=False, default=None)
     _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
-    _ahead: Ahead | None = field(init=False, default=None)
-    _demand: Demand | None = field(init=False, default=None)
+    _slices: GangSlices = field(init=False)
     _spares: list[Host] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._slices = GangSlices(self.plan, self.run_id, self._cancelled.is_set)
 
     def cancel(self) -> None:
         """End the attempt that runs, or the wait for slices; every later attempt ends at once."""
@@ -119,15 +78,7 @@ class GangRun:
 
     def release(self) -> None:
         """Give the slices back. The next attempt, if there is one, leases anew."""
-        lease, self._lease = self._lease, None
-        ahead, self._ahead = self._ahead, None
-        demand, self._demand = self._demand, None
-        if lease is not None:
-            lease.release()
-        if ahead is not None:
-            ahead.release()
-        if demand is not None:
-            demand.withdraw()
+        self._slices.release()
 
     def attempt(self, number: int, call: Call, observer: Observer, *, backoff_seconds: float = 0) -> Ended:
         """Run attempt `number` of this task run on every host, to its end.
@@ -157,69 +108,13 @@ class GangRun:
             session.hold()
         try:
             attempt = Attempt(number).lease()
-            if self._lease is not None and self._lease.generation != session.generation():
-                self.release()  # its cluster has gone since the attempt before
-            if self._demand is None:
-                self._demand = plan.fleet.demand(shape, plan.num_slices, self.run_id, observer.say)
-            lease = self._complete(shape, observer)
+            lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
             return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
             self.release()
             raise
         finally:
             session.release()
-
-    def _complete(self, shape: SliceShape, observer: Observer) -> GangLease:
-        """The lease of the attempt before with what it lacks, or a new one.
-
-        Slices are not held for ever while others are missing, or two gangs could wait for each other's.
-        """
-        plan = self.plan
-        give_up = time.monotonic() + plan.lease_timeout_seconds
-        if self._lease is not None and self._lease.missing:
-            ahead, self._ahead = self._ahead, None
-            fresh = ahead.take() if ahead is not None else None
-            if fresh is not None and len(fresh.leases) != self._lease.missing:
-                fresh.release()
-                fresh = None
-            hold = min(plan.lease_hold_seconds, plan.lease_timeout_seconds)
-            try:
-                fresh = fresh or self._acquire(shape, self._lease.missing, hold, observer.say)
-                self._lease.fill(fresh)
-            except SliceUnavailableError:
-                if hold == plan.lease_timeout_seconds:
-                    raise
-                observer.say(f"no replacement within {hold:g} s: the slices that are left are given back")
-                self._lease.release()
-                self._lease = None
-        if self._lease is None:
-            left = round(max(0.0, give_up - time.monotonic()), 1)
-            self._lease = self._acquire(shape, plan.num_slices, left, observer.say)
-        return self._lease
-
-    def _acquire(
-        self, shape: SliceShape, num_slices: int, timeout_seconds: float, say: Callable[[str], None]
-    ) -> GangLease:
-        plan = self.plan
-        return QUEUE.acquire(
-            shape,
-            num_slices,
-            timeout_seconds=timeout_seconds,
-            fleet=plan.fleet.describe(),
-            cancelled=self._cancelled.is_set,
-            say=say,
-            say_interval_seconds=plan.queue_message_interval_seconds,
-            extra=plan.host_resources,
-            demand=self._demand,
-        )
-
-    def _reserve_ahead(self, shape: SliceShape, observer: Observer, slice_name: str) -> None:
-        """A slice is about to go: reserve another one while the old one still runs."""
-        count = 1 + (self._ahead.num_slices if self._ahead is not None else 0)
-        if self._ahead is not None:
-            self._ahead.release()
-        observer.say(f"a replacement for {slice_name} is reserved ahead")
-        self._ahead = Ahead(self.plan, shape, count)
 
     def _warm(self, shape: SliceShape) -> None:
         """Start agents on free slices, without reserving them, so that a replacement is warm."""
@@ -261,7 +156,8 @@ class GangRun:
             observer=observer,
             cancelled=self._cancelled.is_set,
             on_entered=lambda: self._warm(shape),
-            on_drain=lambda name: self._reserve_ahead(shape, observer, name),
+            on_drain=lambda name: self._slices.reserve_ahead(shape, observer.say, name),
+            room=lambda: self._slices.room(shape),
         )
         try:
             end = one.run()
@@ -270,11 +166,7 @@ class GangRun:
             AGENTS.give_back([*hosts, *spares])
             for member in one.unresponsive:
                 AGENTS.drop(member.host)
-            bad = {member.slice_name for member in [*one.unresponsive, *one.busy, *one.draining]}
-            for name in bad:
-                QUEUE.suspect(name)
-            if bad and self._lease is not None:
-                self._lease.drop(bad)  # a lost slice's group would wait for it for ever
+            self._slices.drop({member.slice_name for member in [*one.unresponsive, *one.busy, *one.draining]})
         results, evidence = _results(end)
         verdict = _verdict(end.outcome, evidence, preemptible=plan.preemptible)
         error = _user_error(evidence, verdict)
@@ -290,8 +182,10 @@ class GangRun:
             began_unix_seconds=began_unix_seconds,
             summaries=end.summaries,
         )
-        if verdict.kind is Kind.SUCCEEDED and self._lease is not None:
-            self._lease.hand_over(plan.lease_linger_seconds)
+        if verdict.kind is Kind.SUCCEEDED:
+            self._slices.hand_over()
+        elif verdict.kind is Kind.RESIZED:
+            self._slices.grow()
         if verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED):
             self.release()
         return Ended(report, results if verdict.kind is Kind.SUCCEEDED else None, error)

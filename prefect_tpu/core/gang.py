@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -95,6 +96,11 @@ class Gang:
     def coordinator(self) -> Host:
         """Host 0 of slice 0: JAX's and MegaScale's coordinator run there."""
         return self.slices[0].hosts[0]
+
+
+def sizes_of(num_slices: int | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of slices that a gang may have, ascending: of 2 it is (2,), of [4, 2] it is (2, 4)."""
+    return (num_slices,) if isinstance(num_slices, int) else tuple(sorted(set(num_slices)))
 
 
 def numeric_key(name: str) -> tuple[tuple[int, int, str], ...]:

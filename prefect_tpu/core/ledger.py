@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.verdict import Charge, Kind
@@ -26,6 +26,7 @@ class Entry:
         lost: of running, what a later attempt had to do again, or nobody used.
         first_step, last_step: reported, None if none was.
         lost_steps: that a later attempt did again; None if that is not known (yet).
+        slices_before: how many the attempt before had, if it was another number; else None.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Entry:
     first_step: int | None
     last_step: int | None
     lost_steps: int | None
+    slices_before: int | None = None
 
     @property
     def ended(self) -> float:
@@ -72,16 +74,23 @@ class Ledger:
     def goodput(self) -> float | None:
         """Share of slice-seconds in useful steps, 0 to 1; waiting counts too. None before anything has run.
 
+        The slice-seconds are those of each attempt's own number of slices, until the next one begins.
+
         A step is useful if a later attempt went on from it, or if the attempt that did it succeeded. An attempt
         whose function reports no steps is useful if it succeeded.
         """
-        slices = max((len(entry.slices) for entry in self.entries), default=0)
-        if not slices or not self.seconds:
+        most = max((len(entry.slices) for entry in self.entries), default=0)
+        ends = [*(entry.began for entry in self.entries[1:]), self.seconds]
+        there_were = sum(
+            max(0.0, end - entry.began) * (len(entry.slices) or most)
+            for entry, end in zip(self.entries, ends, strict=False)
+        )
+        if not there_were:
             return None
         useful = sum(
             (entry.running + entry.draining - entry.lost) * len(entry.slices) for entry in self.entries if entry.slices
         )
-        return min(1.0, max(0.0, useful / (self.seconds * slices)))  # sums of floats
+        return min(1.0, max(0.0, useful / there_were))  # sums of floats
 
     @property
     def lost_steps(self) -> int:
@@ -97,7 +106,12 @@ def make_ledger(reports: Sequence[AttemptReport]) -> Ledger:
     """
     if not reports:
         return Ledger((), 0.0)
-    start = reports[0].began_unix_seconds
+    start, size = reports[0].began_unix_seconds, 0
+    sizes_before: list[int | None] = []
+    for report in reports:
+        now = report.gang.num_slices if report.gang is not None else size
+        sizes_before.append(size if size and now != size else None)
+        size = now
     went_on_from: int | None = None
     backwards = []
     for report in reversed(reports):
@@ -105,7 +119,8 @@ def make_ledger(reports: Sequence[AttemptReport]) -> Ledger:
         if report.first_step is not None:
             # Two losses in a row: what an earlier attempt did is of use only up to where a later one went on from.
             went_on_from = report.first_step if went_on_from is None else min(went_on_from, report.first_step)
-    return Ledger(tuple(reversed(backwards)), start)
+    entries = zip(reversed(backwards), sizes_before, strict=True)
+    return Ledger(tuple(replace(entry, slices_before=before) for entry, before in entries), start)
 
 
 def _entry(report: AttemptReport, start: float, went_on_from: int | None) -> Entry:

@@ -101,6 +101,6 @@ class AttemptReport:
     def _outcome(self, hosts: list[HostEvidence]) -> str:
         if any(host.process_id in self.verdict.culprits for host in hosts):
             return self.verdict.kind.value
-        if self.verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED, Kind.TIMED_OUT):
+        if self.verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED, Kind.TIMED_OUT, Kind.RESIZED):
             return self.verdict.kind.value
         return "RETURNED" if all(host.returned for host in hosts) else "COLLATERAL"

@@ -118,6 +118,8 @@ def decide_retry(verdict: Verdict, spent: Spent, limits: Limits) -> Decision:
                 f"max_infrastructure_failures={limits.max_infrastructure_failures}",
             )
         return Decision(True)
+    if verdict.kind is Kind.RESIZED:
+        return Decision(True)
     if verdict.kind in (Kind.USER_ERROR, Kind.CRASHED_PROCESS, Kind.TIMED_OUT):
         return Decision(None)
     return Decision(False)

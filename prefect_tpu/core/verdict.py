@@ -25,6 +25,7 @@ class Kind(StrEnum):
     FATAL = "FATAL"
     CANCELLED = "CANCELLED"
     TIMED_OUT = "TIMED_OUT"
+    RESIZED = "RESIZED"
 
 
 CHARGED_TO: dict[Kind, Charge] = {
@@ -37,6 +38,7 @@ CHARGED_TO: dict[Kind, Charge] = {
     Kind.FATAL: "nothing",
     Kind.CANCELLED: "nothing",
     Kind.TIMED_OUT: "failures",
+    Kind.RESIZED: "nothing",
 }
 
 
@@ -116,7 +118,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             "look at the host's own logs; the slice is replaced for the next attempt",
         )
     in_function = [one for one in hosts if one.raised_in_function]
-    own = [one for one in in_function if not one.raised_by_peer_loss]
+    own = [one for one in in_function if not one.raised_by_peer_loss and not one.left_to_resize]
     if own:
         return _user_error(hosts, own)
     hung = [one for one in hosts if one.hung]
@@ -142,6 +144,12 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
     if roots:
         return _verdict(
             Kind.CRASHED_PROCESS, hosts, roots, f"{roots[0].label} {_ended_how(roots[0])}", _CRASH_RESOLUTION
+        )
+    if any(one.left_to_resize for one in hosts):
+        return Verdict(
+            Kind.RESIZED,
+            "all hosts left at a resize point",
+            "nothing: the run goes on with the slices that are free now",
         )
     if in_function:
         return _user_error(hosts, in_function)

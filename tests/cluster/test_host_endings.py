@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from prefect_tpu import runtime
 from prefect_tpu.cluster import host as host_module
 from prefect_tpu.cluster import host_attempt, payload, pickling, processes
 from prefect_tpu.cluster.host import HostSupervisor
@@ -243,6 +244,22 @@ def test_function_that_raises_with_a_hanging_thread(host: HostSupervisor, monkey
 
     run = Run(host, fn)
     assert run.exited().signal == signal.SIGKILL
+
+
+def test_who_leaves_waits_for_the_others(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After runtime.leave() only the driver ends the process: other hosts may still save, for a minute."""
+    monkeypatch.setattr(host_attempt, "EXIT_GRACE_SECONDS", 0.3)
+
+    def fn() -> None:
+        runtime.leave()
+
+    run = Run(host, fn)
+    raised: Raised = run.until_type(Raised)
+    assert raised.type_name == "prefect_tpu.runtime.Left"
+    time.sleep(1.5)
+    assert alive([run.pid]), "its agent has ended it while others may still save"
+    host.stop(run.id, 0)
+    run.exited()
 
 
 def test_killed_zygote_takes_everything_with_it(host: HostSupervisor) -> None:

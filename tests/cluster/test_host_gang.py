@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def hosts() -> Iterator[list[HostSupervisor]]:
         yield [first, second]
 
 
-def launch(hosts: list[HostSupervisor], fn: Callable[..., Any], *args: Any) -> list[Run]:
+def launch(hosts: list[HostSupervisor], fn: Callable[..., Any], *args: Any, can_grow: bool = False) -> list[Run]:
     """One process per supervisor: two slices of one host with two CPU devices each."""
     (port,) = hosts[0].free_ports(1)
     return [
@@ -33,7 +34,13 @@ def launch(hosts: list[HostSupervisor], fn: Callable[..., Any], *args: Any) -> l
             host,
             fn,
             *args,
-            context={"slice_index": index, "num_slices": 2, "process_id": index, "num_processes": 2},
+            context={
+                "slice_index": index,
+                "num_slices": 2,
+                "process_id": index,
+                "num_processes": 2,
+                "can_grow": can_grow,
+            },
             jax=jax_init(host, index, 2, port),
         )
         for index, host in enumerate(hosts)
@@ -77,6 +84,49 @@ def test_psum_over_both_and_a_clean_end_twice(hosts: list[HostSupervisor]) -> No
             assert [one.name for one in run.events if isinstance(one, Phase)] == ["forked", "initialized", "entered"]
             assert run.events[-1] == Exited(0, None, run.events[-1].last_stderr)  # type: ignore[union-attr]
             assert [line for line in run.lines("stderr") if "gloo" not in line.lower()] == []
+
+
+def points(folder: str, most: int) -> int:
+    """Goes from resize point to resize point; what it has saved there is in the folder."""
+    import pathlib
+    import time as clock
+
+    from prefect_tpu import runtime
+
+    number = runtime.current().process_id
+    for point in range(most):
+        path = pathlib.Path(folder, f"saved-{number}")
+        runtime.resize_point(lambda path=path, point=point: path.write_text(str(point)))
+        clock.sleep(0.05 * (1 + number))
+    return most
+
+
+def test_all_hosts_leave_at_the_same_resize_point(hosts: list[HostSupervisor], tmp_path: Path) -> None:
+    """However late each of them hears of more slices, and after all of them have saved."""
+    runs = launch(hosts, points, str(tmp_path), 1_000, can_grow=True)
+    for run in runs:
+        run.until(lambda event: event == Phase("entered"))
+    time.sleep(1)
+    for run in reversed(runs):
+        run.host.offer(run.id, True)
+        time.sleep(0.3)
+    assert [run.until_type(Raised).type_name for run in runs] == ["prefect_tpu.runtime.Resizing"] * 2
+    first, second = (int((tmp_path / f"saved-{number}").read_text()) for number in range(2))
+    assert first == second > 0
+    for run in runs:
+        run.host.stop(run.id, 0)
+        run.exited()
+
+
+@pytest.mark.parametrize("can_grow", [False, True])
+def test_nobody_leaves_without_more_slices(hosts: list[HostSupervisor], tmp_path: Path, can_grow: bool) -> None:
+    """No offer, one that was taken back, or a gang of a fixed size: a resize point does nothing."""
+    runs = launch(hosts, points, str(tmp_path), 5, can_grow=can_grow)
+    for run in runs:
+        run.host.offer(run.id, True)
+        run.host.offer(run.id, False)
+    assert values(runs) == [5, 5]
+    assert not list(tmp_path.iterdir())
 
 
 def test_mesh_has_the_layout_of_real_slices(hosts: list[HostSupervisor]) -> None:

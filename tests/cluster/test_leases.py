@@ -68,6 +68,37 @@ def test_too_many_slices_end_in_a_message_and_hold_nothing(fleet: LocalFleet) ->
     assert free() == ["slice-0", "slice-1"]
 
 
+def test_fewer_slices_will_do_at_the_deadline(fleet: LocalFleet) -> None:
+    """Of the acceptable numbers the largest that is free then; it says so before and after."""
+    said: list[str] = []
+    began = time.monotonic()
+    lease = LeaseQueue().acquire(
+        SHAPE, 4, fewer=(1, 2, 3), timeout_seconds=2, fleet="the fleet", cancelled=lambda: False, say=said.append,
+        say_interval_seconds=1,
+    )  # fmt: skip
+    assert time.monotonic() - began >= 2
+    assert [one.name for one in lease.gang.slices] == ["slice-0", "slice-1"]
+    assert "then 3 or 2 or 1 will do" in said[0]
+    assert "4 slices were not free within 2 s: it takes 2" in said[-1]
+    lease.release()
+    assert free() == ["slice-0", "slice-1"]
+
+
+def test_a_lease_goes_on_with_fewer_slices_and_gets_more_again(fleet: LocalFleet) -> None:
+    """What is dropped is free for others; those that stay keep their order."""
+    queue = LeaseQueue()
+    lease = acquire(queue, 2)
+    lease.drop(["slice-0"])
+    lease.shrink(1)
+    assert [one.name for one in lease.gang.slices] == ["slice-1"]
+    assert lease.missing == 0
+    lease.extend(acquire(queue, 1))
+    assert [one.name for one in lease.gang.slices] == ["slice-1", "slice-0"]
+    lease.release()
+    assert free() == ["slice-0", "slice-1"]
+    assert live_groups() == 0
+
+
 def test_half_a_reservation_is_given_back(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one of two slices cannot be had after all, the other is not kept while it waits."""
     real = inventory.free_slices(SHAPE)

@@ -171,3 +171,18 @@ def test_goodput_is_a_share(attempts: list[tuple[Kind, float, tuple[int, int] | 
     assert 0 <= ledger.goodput <= 1
     for entry in ledger.entries:
         assert -1e-6 <= entry.lost <= entry.running + entry.draining + 1e-6
+
+
+def test_other_sizes_show_and_count_for_themselves() -> None:
+    """Four slices, then two, then four again: the ledger says so, and goodput is that of the slices that there were."""
+    four, two = tuple(f"slice-{n}" for n in range(4)), ("slice-0", "slice-1")
+    ledger = make_ledger(
+        (
+            report(1, Kind.PREEMPTED, began=0, run=7, steps=(0, 10), names=four, lost=3),
+            report(2, Kind.RESIZED, began=10, run=7, steps=(10, 20), names=two),
+            report(3, Kind.SUCCEEDED, began=20, run=7, steps=(20, 30), names=four),
+        )
+    )
+    assert [entry.slices_before for entry in ledger.entries] == [None, 4, 2]
+    assert [entry.lost_steps for entry in ledger.entries] == [0, 0, 0]
+    assert ledger.goodput == pytest.approx(0.7)

@@ -69,6 +69,28 @@ def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
     assert context.deadline.tzinfo is not None
 
 
+def test_a_resize_point_needs_jax_where_hosts_must_agree(sent: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several host processes; where the gang cannot grow it does nothing."""
+    runtime.resize_point()
+    runtime._enter(CONTEXT | {"can_grow": True}, lambda *_: None)
+    with pytest.raises(ConfigurationError, match="jax_distributed"):
+        runtime.resize_point()
+
+
+def test_one_process_leaves_by_itself() -> None:
+    """It saves first; before more slices are there it goes on."""
+    saved: list[str] = []
+    runtime._enter(CONTEXT | {"can_grow": True, "num_processes": 1}, lambda *_: None)
+    try:
+        runtime.resize_point(lambda: saved.append("too early"))
+        runtime._offer_more_slices(True)
+        with pytest.raises(runtime.Resizing):
+            runtime.resize_point(lambda: saved.append("in time"))
+    finally:
+        runtime._process = None
+    assert saved == ["in time"]
+
+
 def test_reports_are_rate_limited_and_the_newest_is_kept() -> None:
     sent: list[object] = []
     now = 0.0

@@ -134,6 +134,30 @@ def test_a_hang_is_infrastructure() -> None:
     assert decide([host(0, raised=raised()), host(1, hung=True)]).kind is Kind.USER_ERROR
 
 
+RESIZING = raised("prefect_tpu.runtime.Resizing", "left")
+
+
+def test_leaving_at_a_resize_point_is_charged_to_nothing() -> None:
+    """Whether the barrier ended the last of them or not; and it is always gone on from."""
+    verdict = decide([host(0, raised=RESIZING), host(1, raised=RESIZING), host(2, stopped_by_us=True)])
+    assert (verdict.kind, verdict.charge, verdict.culprits) == (Kind.RESIZED, "nothing", ())
+    assert decide_retry(verdict, Spent().charge(verdict), Limits()).retry is True
+
+
+@pytest.mark.parametrize(
+    ("other", "kind"),
+    [
+        ({"lost": "x", "gone": True, "preempted": True}, Kind.PREEMPTED),
+        ({"lost": "x"}, Kind.INFRASTRUCTURE),
+        ({"raised": raised()}, Kind.USER_ERROR),
+        ({"signal": signal.SIGSEGV}, Kind.CRASHED_PROCESS),
+    ],
+)
+def test_what_goes_wrong_at_a_resize_point_is_what_counts(other: dict[str, object], kind: Kind) -> None:
+    """A loss or an error while the others leave is no resize."""
+    assert decide([host(0, raised=RESIZING), host(1, **other)]).kind is kind
+
+
 @pytest.mark.parametrize("stage", ["preload", "unpickle", "environment", "result"])
 def test_what_no_repetition_mends_is_fatal(stage: Stage) -> None:
     """Cannot import, cannot unpickle, cannot ship back: never retried."""

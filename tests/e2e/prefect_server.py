@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 
 START_SECONDS = 90.0
+BUSY_SECONDS = 60.0
+"""How long the server may answer 503 (its SQLite file is locked), as Prefect's own client allows it to."""
 
 
 class Server:
@@ -59,7 +61,21 @@ class Server:
             self.signal(signal.SIGKILL)
             self.process.wait()
 
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """A call to the API, again while the server is busy; its answer, None if there is none."""
+        give_up = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                answer = httpx.request(method, f"{self.url}{path}", json=body, timeout=30)
+            except httpx.TimeoutException:
+                assert time.monotonic() < give_up, f"no answer: {method} {path}"
+                continue
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() >= give_up:
+                answer.raise_for_status()
+                return answer.json() if answer.content else None
+            time.sleep(0.5)
+
     def post(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """One of the API's filters."""
-        found: list[dict[str, Any]] = httpx.post(f"{self.url}{path}", json=body, timeout=10).raise_for_status().json()
+        found: list[dict[str, Any]] = self.ask("POST", path, body)
         return found

@@ -102,7 +102,7 @@ def test_the_form_explains_every_field(slug: str, server: Server, page: Page, pi
 @pytest.mark.parametrize(
     ("title", "value", "says"),
     [
-        ("Number of slices", "0", "Number of slices must be greater than or equal to 1"),
+        ("Number of slices", "0", "must be greater than or equal to 1"),
         ("Lease timeout (seconds)", "-1", "must be greater than or equal to 0"),
         ("Chips per host", "0", "must be greater than or equal to 1"),
     ],

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -64,7 +64,7 @@ deployments:
     entrypoint: flow_file.py:nightly
     parameters: {{folder: "{folder}", steps: 10}}
     schedules:
-      - interval: 10
+      - interval: 5
         slug: often
         active: false
     work_pool:
@@ -121,25 +121,27 @@ class Site:
     @property
     def deployment(self) -> dict[str, Any]:
         """As the API has it."""
-        found: dict[str, Any] = httpx.get(f"{self.server.url}/deployments/name/nightly/e2e", timeout=10).json()
+        found: dict[str, Any] = self.server.ask("GET", "/deployments/name/nightly/e2e")
         return found
 
     def start(self) -> str:
         """A run by hand; its id."""
-        body = {"state": {"type": "SCHEDULED"}}
-        answer = httpx.post(
-            f"{self.server.url}/deployments/{self.deployment['id']}/create_flow_run", json=body, timeout=10
-        )
-        return str(answer.raise_for_status().json()["id"])
+        path = f"/deployments/{self.deployment['id']}/create_flow_run"
+        return str(self.server.ask("POST", path, {"state": {"type": "SCHEDULED"}})["id"])
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A flow run."""
-        found: dict[str, Any] = httpx.get(f"{self.server.url}/flow_runs/{run_id}", timeout=10).json()
+        found: dict[str, Any] = self.server.ask("GET", f"/flow_runs/{run_id}")
         return found
 
-    def runs(self) -> list[dict[str, Any]]:
-        """All flow runs, oldest first."""
-        return self.server.post("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
+    def started(self) -> list[dict[str, Any]]:
+        """All flow runs that the worker has begun with, oldest first."""
+        found = self.server.post("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
+        return [one for one in found if one["state_type"] != "SCHEDULED"]
+
+    def set_state(self, run_id: str, **body: Any) -> None:
+        """As the buttons of the UI do."""
+        self.server.ask("POST", f"/flow_runs/{run_id}/set_state", body)
 
     def wait(self, look: Callable[[], Any], what: str, seconds: float = RUN_SECONDS) -> Any:
         """What `look` returns once it is truthy."""
@@ -216,16 +218,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 def test_a_scheduled_run_starts_by_itself(site: Site) -> None:
     """It loads the pool by its slug, with the job variables of the deployment, and completes; two share the fleet."""
     (schedule,) = site.deployment["schedules"]
-    address = f"{site.server.url}/deployments/{site.deployment['id']}/schedules/{schedule['id']}"
-    httpx.patch(address, json={"active": True}, timeout=10).raise_for_status()
-    completed = lambda: [one for one in site.runs() if one["state_name"] == "Completed"]  # noqa: E731
-    site.wait(lambda: len(completed()) >= 2, "two scheduled runs have completed", 2 * RUN_SECONDS)
-    httpx.patch(address, json={"active": False}, timeout=10).raise_for_status()
-    assert all(one["auto_scheduled"] for one in completed())
+    path = f"/deployments/{site.deployment['id']}/schedules/{schedule['id']}"
+    site.server.ask("PATCH", path, {"active": True})
+    site.wait(lambda: len(site.started()) >= 2, "two scheduled runs have been started", 2 * RUN_SECONDS)
+    site.server.ask("PATCH", path, {"active": False})  # what is to come is not scheduled any more
+    site.wait(lambda: not {"RUNNING", "PENDING"} & {one["state_type"] for one in site.started()}, "all have ended")
+    runs = site.started()
+    assert {(one["state_name"], one["auto_scheduled"]) for one in runs} == {("Completed", True)}
+    assert all(one["start_time"] < other["end_time"] for one, other in pairwise(reversed(runs))), "they overlap"
     assert {tuple(one[2:]) for one in site.marks()} == {("2", "job-variables")}
-    site.wait(lambda: all(one["state_type"] not in ("RUNNING", "PENDING") for one in site.runs()), "all have ended")
-    started = [one for one in site.runs() if one["start_time"]]
-    assert {one["state_name"] for one in started} == {"Completed"}
+    assert len(site.marks()) == 2 * len(runs)
     site.assert_free()
 
 
@@ -234,8 +236,7 @@ def test_a_run_is_cancelled_from_the_api(site: Site) -> None:
     (site.folder / "hold").touch()
     run_id = site.start()
     processes = site.gang()
-    body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    httpx.post(f"{site.server.url}/flow_runs/{run_id}/set_state", json=body, timeout=10).raise_for_status()
+    site.set_state(run_id, state={"type": "CANCELLING", "name": "Cancelling"})
     assert site.ended(run_id)["state_name"] == "Cancelled"
     assert_gone(processes, 10)
     site.assert_free()
@@ -249,8 +250,8 @@ def test_a_run_that_is_retried_goes_on_from_its_checkpoint(site: Site) -> None:
     assert [one[1] for one in site.marks()] == ["0", "0"]
     for one in (*site.folder.glob("*-[0-9]"), site.folder / "raise"):
         one.unlink(missing_ok=True)
-    body = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}, "force": True}
-    httpx.post(f"{site.server.url}/flow_runs/{run_id}/set_state", json=body, timeout=10).raise_for_status()
+    retry = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+    site.set_state(run_id, state=retry, force=True)
     assert site.ended(run_id)["state_name"] == "Completed"
     assert [one[1] for one in site.marks()] == ["4", "4"]
     assert site.run(run_id)["run_count"] == 2
@@ -278,7 +279,7 @@ def test_the_projects_own_deployments(site: Site) -> None:
     site.prefect("work-pool", "create", "tpu", "--type", "process")
     site.prefect("deploy", "--all", cwd=ROOT)
     for name, steps, active in (("quickstart/nightly", 200, True), ("preemption-drill/weekly-drill", 60, False)):
-        found = httpx.get(f"{site.server.url}/deployments/name/{name}", timeout=10).json()
+        found = site.server.ask("GET", f"/deployments/name/{name}")
         assert found["parameters"] == {"steps": steps}
         assert [one["active"] for one in found["schedules"]] == [active]
         assert found["job_variables"]["env"] == {"PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS": "3600"}

@@ -57,6 +57,18 @@ def test_the_quickstart_trains() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_the_elastic_drill() -> None:
+    """Two of four slices go and come back: it goes on with two, grows again, and every loss is the same."""
+    output = run(ROOT / "flows" / "elastic_drill.py", 500)
+    assert float(re.findall(r"^largest difference of a loss: ([0-9.e+-]+)", output, re.MULTILINE)[0]) <= 1e-4
+    assert "it goes on with 2 slices" in output
+    assert "slices are free: 4 in place of 2" in output
+    for words in ("PREEMPTED", "RESIZED", "SUCCEEDED"):
+        assert words in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_preemption_drill() -> None:
     """A slice and a host are lost and the function raises once; the parameters are those of an undisturbed run."""
     output = run(ROOT / "flows" / "preemption_drill.py", 500)

@@ -233,6 +233,8 @@ def test_flow_parameters(on_fleet: RayFleetBlock, name: str) -> None:
         ({"accelerator_type": "v99"}, "v99"),
         ({"topology": "3x5"}, "3x5"),
         ({"num_slices": 0}, "greater than or equal to 1"),
+        ({"num_slices": []}, "at least 1 item"),
+        ({"num_slices": [4, 8]}, "more than the 2 slices of the pool's local fleet"),
         ({"num_slices": 3, "fleet": LocalFleetBlock(slices=2)}, "more than the 2 slices of the pool's local fleet"),
         ({"lease_timeout_seconds": -1}, "greater than or equal to 0"),
         ({"max_preemptions": -1}, "greater than or equal to 0"),

@@ -240,6 +240,12 @@ def test_a_cache_hit_reserves_nothing(fleet: LocalFleet, tmp_path: Path) -> None
 
 def test_gangs_wait_in_order_and_say_so(fleet: LocalFleet, client: SyncPrefectClient, tmp_path: Path) -> None:
     """Three gangs of two slices on two slices run one after the other, first come first served."""
+
+    def waits() -> bool:
+        of_progress = {"artifacts": {"type": {"any_": ["progress"]}, "key": {"any_": ["tpu-progress-turn"]}}}
+        found = client.request("POST", "/artifacts/filter", json=of_progress).json()
+        return any("attempt 1: waiting for 2 free v4 2x2x2 slices" in one["description"] for one in found)
+
     runner: Runner = TpuMultisliceRunner(pool=fleet, num_slices=2, jax_distributed=False)
 
     @task(task_runner=runner)
@@ -258,6 +264,7 @@ def test_gangs_wait_in_order_and_say_so(fleet: LocalFleet, client: SyncPrefectCl
         for number in range(3):
             futures.append(turn.submit(number, str(tmp_path)))
             time.sleep(0.2)
+        eventually(waits, "its progress says that one waits")
         for future in futures:
             future.result()
 

@@ -1,0 +1,219 @@
+"""The slices of one task run over all its attempts: leased, replaced, fewer after a loss, more again, given back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from prefect_tpu.cluster import inventory, session
+from prefect_tpu.cluster.fleet import Demand
+from prefect_tpu.cluster.leases import GangLease, LeaseQueue
+from prefect_tpu.cluster.plan import GangPlan
+from prefect_tpu.core.errors import SliceUnavailableError
+from prefect_tpu.core.topology import SliceShape
+
+log = logging.getLogger("prefect_tpu.gang")
+
+QUEUE = LeaseQueue()
+GROW_SECONDS = 5.0
+"""How long the slices that were free a moment ago may take to be reserved; the gang waits meanwhile."""
+
+Say = Callable[[str], None]
+
+
+class Ahead:
+    """Slices that are being reserved on a thread of its own, for the next attempt."""
+
+    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int) -> None:
+        self.num_slices = num_slices
+        self._enough = threading.Event()
+        self._lease: GangLease | None = None
+        self._thread = threading.Thread(
+            target=self._work, args=(plan, shape), name="prefect-tpu-reserve-ahead", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, plan: GangPlan, shape: SliceShape) -> None:
+        try:
+            self._lease = QUEUE.acquire(
+                shape,
+                self.num_slices,
+                timeout_seconds=plan.lease_timeout_seconds,
+                fleet=plan.fleet.describe(),
+                cancelled=self._enough.is_set,
+                say=lambda _: None,
+                say_interval_seconds=plan.queue_message_interval_seconds,
+                extra=plan.host_resources,
+            )
+        except Exception as error:  # noqa: BLE001 - the next attempt looks for itself
+            log.debug("nothing could be reserved ahead: %s", error)
+
+    def take(self) -> GangLease | None:
+        """What was reserved by now, if anything."""
+        self._enough.set()
+        self._thread.join()
+        lease, self._lease = self._lease, None
+        return lease
+
+    def release(self) -> None:
+        """It is not wanted after all."""
+        lease = self.take()
+        if lease is not None:
+            lease.release()
+
+
+@dataclass(slots=True)
+class GangSlices:
+    """What the task run holds. Used by the thread of its attempts; `release` may come from another one.
+
+    Attributes:
+        plan: how many slices of what kind, and for how long each wait lasts.
+        run_id: of the task run.
+        cancelled: asked often; True ends every wait.
+    """
+
+    plan: GangPlan
+    run_id: str
+    cancelled: Callable[[], bool]
+    _lease: GangLease | None = field(init=False, default=None)
+    _ahead: Ahead | None = field(init=False, default=None)
+    _demand: Demand | None = field(init=False, default=None)
+    _grow: bool = field(init=False, default=False)
+
+    def complete(self, shape: SliceShape, say: Say) -> GangLease:
+        """The lease for the next attempt: that of the one before with what it lacks or may have more, or a new one.
+
+        Raises:
+            ProvisioningError: the fleet cannot bring them up.
+            SliceUnavailableError: not even the smallest number within lease_timeout_seconds.
+            GangCancelledError: cancelled meanwhile.
+        """
+        plan = self.plan
+        if self._lease is not None and self._lease.generation != session.generation():
+            self.release()  # its cluster has gone since the attempt before
+        if self._demand is None:
+            self._demand = plan.fleet.demand(shape, plan.num_slices, self.run_id, say)
+        give_up = time.monotonic() + plan.lease_timeout_seconds
+        if self._lease is not None and self._lease.missing:
+            self._replace(shape, say)
+        elif self._lease is not None and self._grow:
+            self._enlarge(shape, say)
+        self._grow = False
+        if self._lease is None:
+            left = round(max(0.0, give_up - time.monotonic()), 1)
+            self._lease = self._acquire(shape, plan.sizes, left, say)
+        return self._lease
+
+    def _replace(self, shape: SliceShape, say: Say) -> None:
+        """Fill in what was lost. With several sizes the gang goes on with fewer slices if nothing comes.
+
+        Slices are not held for ever while others are missing, or two gangs could wait for each other's.
+        """
+        plan, lease = self.plan, self._lease
+        assert lease is not None
+        ahead, self._ahead = self._ahead, None
+        fresh = ahead.take() if ahead is not None else None
+        if fresh is not None and len(fresh.leases) != lease.missing:
+            fresh.release()
+            fresh = None
+        left = len(lease.leases) - lease.missing
+        smaller = [size for size in plan.sizes if size <= left]
+        wait = min(plan.resize_after_seconds if smaller else plan.lease_hold_seconds, plan.lease_timeout_seconds)
+        wanted = [size - left for size in plan.sizes if left < size <= len(lease.leases)]
+        try:
+            lease.fill(fresh or self._acquire(shape, wanted, wait, say))
+        except SliceUnavailableError:
+            if smaller:
+                say(f"no replacement within {wait:g} s (resize_after_seconds): it goes on with {smaller[-1]} slices")
+                lease.shrink(smaller[-1])
+                return
+            if wait == plan.lease_timeout_seconds:
+                raise
+            say(f"no replacement within {wait:g} s: the slices that are left are given back")
+            lease.release()
+            self._lease = None
+            return
+        if lease.missing:
+            now = len(lease.leases) - lease.missing
+            say(f"not every slice was replaced within {wait:g} s (resize_after_seconds): it goes on with {now} slices")
+            lease.shrink(now)
+
+    def _enlarge(self, shape: SliceShape, say: Say) -> None:
+        lease = self._lease
+        assert lease is not None
+        have = len(lease.leases)
+        try:
+            lease.extend(
+                self._acquire(shape, [size - have for size in self.plan.sizes if size > have], GROW_SECONDS, say)
+            )
+        except SliceUnavailableError:
+            say(f"the slices that were free have been taken by somebody else: it goes on with {have}")
+
+    def _acquire(self, shape: SliceShape, sizes: Sequence[int], timeout_seconds: float, say: Say) -> GangLease:
+        """As many as the last of `sizes` says; at the deadline one of the smaller ones will do."""
+        plan = self.plan
+        return QUEUE.acquire(
+            shape,
+            sizes[-1],
+            fewer=sizes[:-1],
+            timeout_seconds=timeout_seconds,
+            fleet=plan.fleet.describe(),
+            cancelled=self.cancelled,
+            say=say,
+            say_interval_seconds=plan.queue_message_interval_seconds,
+            extra=plan.host_resources,
+            demand=self._demand,
+        )
+
+    def reserve_ahead(self, shape: SliceShape, say: Say, slice_name: str) -> None:
+        """A slice is about to go: reserve another one while the old one still runs."""
+        count = 1 + (self._ahead.num_slices if self._ahead is not None else 0)
+        if self._ahead is not None:
+            self._ahead.release()
+        say(f"a replacement for {slice_name} is reserved ahead")
+        self._ahead = Ahead(self.plan, shape, count)
+
+    def room(self, shape: SliceShape) -> int:
+        """How many slices the gang could have now; 0 if no more than it has, or if others wait for them."""
+        lease = self._lease
+        if lease is None or lease.missing or QUEUE.somebody_waits(shape):
+            return 0
+        have = len(lease.leases)
+        bigger = [size for size in self.plan.sizes if size > have]
+        try:
+            free = len(inventory.free_slices(shape)) if bigger else 0
+        except Exception as error:  # noqa: BLE001 - it only saves time later
+            log.debug("cannot look for more slices: %s", error)
+            return 0
+        return max((size for size in bigger if size - have <= free), default=0)
+
+    def grow(self) -> None:
+        """The next attempt is to have as many slices as it can."""
+        self._grow = True
+
+    def drop(self, slice_names: Collection[str]) -> None:
+        """Give slices back that are lost; a lost slice's placement group would wait for it for ever."""
+        for name in slice_names:
+            QUEUE.suspect(name)
+        if slice_names and self._lease is not None:
+            self._lease.drop(slice_names)
+
+    def hand_over(self) -> None:
+        """The gang has succeeded: its slices are for the next one of this process, for a moment."""
+        if self._lease is not None:
+            self._lease.hand_over(self.plan.lease_linger_seconds)
+
+    def release(self) -> None:
+        """Give everything back. The next attempt, if there is one, leases anew."""
+        lease, self._lease = self._lease, None
+        ahead, self._ahead = self._ahead, None
+        demand, self._demand = self._demand, None
+        if lease is not None:
+            lease.release()
+        if ahead is not None:
+            ahead.release()
+        if demand is not None:
+            demand.withdraw()
