@@ -20,7 +20,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.utilities.math import clamped_poisson_interval
 
-from prefect_tpu import states
+from prefect_tpu import artifacts, states
 from prefect_tpu.cluster import pickling
 from prefect_tpu.cluster.gang import BARRIER_MARGIN_SECONDS
 from prefect_tpu.cluster.run import Call, Ended, GangRun
@@ -37,7 +37,7 @@ from prefect_tpu.core.retry import Decision, Spent, backoff_seconds, decide_retr
 from prefect_tpu.core.verdict import Kind, Verdict
 from prefect_tpu.failures import as_exception
 from prefect_tpu.logs import Logger, RunLog
-from prefect_tpu.observer import RunObserver
+from prefect_tpu.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.resolved import Resolved
 from prefect_tpu.settings import current_settings
 
@@ -266,6 +266,7 @@ class GangLaunch:
         """An attempt that was ended from outside is in the table too."""
         if future.done() and not future.cancelled() and future.exception() is None:
             self._record(future.result().report)
+            artifacts.flush(SETTLE_SECONDS)
 
     def _conclude(self, future: concurrent.futures.Future[Ended]) -> Any:
         try:

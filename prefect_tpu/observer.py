@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from prefect_tpu import artifacts, states
 from prefect_tpu.artifacts import RunArtifacts
 from prefect_tpu.bars import SliceBars
 from prefect_tpu.core.gang import Gang, Member
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun
 
 log = logging.getLogger("prefect_tpu.observer")
+
+
+SETTLE_SECONDS = 3.0
+"""How long the end of a flow that is cancelled or fails may wait until Prefect has states, and artifacts."""
+
+
+def settle() -> None:
+    """Wait, not for long, until Prefect has what waits for it; the process may be ended by a signal right after."""
+    states.flush(SETTLE_SECONDS)
+    artifacts.flush(SETTLE_SECONDS)
 
 
 class RunObserver:

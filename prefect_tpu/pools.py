@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect_tpu.observer import settle
 from prefect_tpu.task_runners import TpuMultisliceRunner
 
 if TYPE_CHECKING:
@@ -68,3 +69,4 @@ def _finish(pool: TpuMultisliceRunner[Any], state: State[Any]) -> None:
     else:
         pool.cancel_all()
         pool.__exit__(None, None, None)
+        settle()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.objects import State, StateType
@@ -65,6 +67,25 @@ def emit_transition(task_run: TaskRun, before: State[Any] | None, after: State[A
     except Exception as error:  # noqa: BLE001 - observability must never fail a run
         log.log(logging.DEBUG if _complained else logging.WARNING, "no bar on Prefect's timeline: %r", error)
         _complained = True
+
+
+def flush(timeout_seconds: float) -> None:
+    """Wait until Prefect has been told the states of task runs; for a process that is about to be ended.
+
+    Prefect sends them from a thread of its own, which does not live to tell the last ones where a signal ends it.
+    """
+
+    def wait() -> None:
+        try:
+            from prefect.events.worker import EventsWorker
+
+            EventsWorker.instance().wait_until_empty()
+        except Exception as error:  # noqa: BLE001 - observability must never fail a run
+            log.debug("cannot wait for Prefect's events: %r", error)
+
+    thread = threading.Thread(target=copy_context().run, args=(wait,), name="prefect-tpu-flush", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
 
 
 def _emit_event(task_run: TaskRun, name: str, message: str) -> None:

@@ -19,6 +19,7 @@ from typing_extensions import TypeVar, Unpack
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
+from prefect_tpu.observer import settle
 from prefect_tpu.resolved import Resolved
 from prefect_tpu.runner_options import RunnerOptions, check_options
 
@@ -275,6 +276,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             raise
         finally:
             super().__exit__(exc_type, exc_value, traceback)
+            if exc_type is not None:
+                settle()
 
 
 def _one_or_more(num_slices: int | Sequence[int]) -> int | tuple[int, ...]:
