@@ -118,15 +118,22 @@ class RayFleetBlock(_TpuBlock):
         default=False,
         description="The flow's machine is beside the cluster: a Ray node without resources joins it for the flow.",
     )
+    autoscaled: bool = Field(
+        default=False,
+        description="Slices that are missing are asked for from Ray's autoscaler while a gang waits for them.",
+    )
 
     @model_validator(mode="after")
     def _is_a_fleet(self) -> Self:
-        RayFleet(address=self.address, namespace=self.namespace, join=self.join)
+        self._fleet()
         return self
 
+    def _fleet(self) -> RayFleet:
+        return RayFleet(address=self.address, namespace=self.namespace, join=self.join, autoscaled=self.autoscaled)
+
     def make(self, accelerator_type: str, topology: str, chips_per_host: int | None) -> Fleet:  # noqa: ARG002
-        """The cluster; it has the slices that it has."""
-        return RayFleet(address=self.address, namespace=self.namespace, join=self.join)
+        """The cluster; it has the slices that it has, or that its autoscaler brings up."""
+        return self._fleet()
 
 
 class TpuSlicePool(_TpuBlock):
@@ -312,6 +319,8 @@ def _validate(pool: TpuSlicePool) -> dict[str, Any]:
     simulated = isinstance(pool.fleet, LocalFleetBlock)
     if not found["up"] and not simulated:
         raise ConfigurationError(f"{found['fleet']}: {found['problem']}")
+    if getattr(pool.fleet, "autoscaled", False):
+        return found  # what is not there yet is brought up when a gang waits for it
     if found["up"] and found["fitting"] < pool.num_slices:
         there = "; ".join(one["says"] for one in found["slices"]) or "no TPU slices"
         raise ConfigurationError(

@@ -239,6 +239,8 @@ class LeaseQueue:
         with self._lock:
             self._waiting.append(ticket)
         session.hold()
+        if demand is not None:
+            demand.waiting(num_slices)
         try:
             leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds, demand)
             return GangLease(leases, session.generation(), self)
@@ -246,6 +248,8 @@ class LeaseQueue:
             session.release()
             raise
         finally:
+            if demand is not None:
+                demand.waiting(0)
             with self._changed:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()

@@ -63,8 +63,9 @@ class Ended:
 class Ahead:
     """Slices that are being reserved on a thread of its own, for the next attempt."""
 
-    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int) -> None:
+    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int, demand: Demand | None) -> None:
         self.num_slices = num_slices
+        self._demand = demand
         self._enough = threading.Event()
         self._lease: GangLease | None = None
         self._thread = threading.Thread(
@@ -83,6 +84,7 @@ class Ahead:
                 say=lambda _: None,
                 say_interval_seconds=plan.queue_message_interval_seconds,
                 extra=plan.host_resources,
+                demand=self._demand,
             )
         except Exception as error:  # noqa: BLE001 - the next attempt looks for itself
             log.debug("nothing could be reserved ahead: %s", error)
@@ -219,7 +221,7 @@ class GangRun:
         if self._ahead is not None:
             self._ahead.release()
         observer.say(f"a replacement for {slice_name} is reserved ahead")
-        self._ahead = Ahead(self.plan, shape, count)
+        self._ahead = Ahead(self.plan, shape, count, self._demand)
 
     def _warm(self, shape: SliceShape) -> None:
         """Start agents on free slices, without reserving them, so that a replacement is warm."""
