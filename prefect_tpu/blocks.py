@@ -174,6 +174,11 @@ class TpuSlicePool(_TpuBlock):
     env: dict[str, str] = Field(
         default_factory=dict, title="Environment", description="Variables of the host processes."
     )
+    runtime_env: dict[str, Any] | None = Field(
+        default=None,
+        title="Runtime environment",
+        description="Ray's, for the host processes: pip, uv, conda, py_modules, working_dir, env_vars; no secrets.",
+    )
     preload: list[str] | None = Field(
         default=None, description="Modules imported ahead on every host; empty: jax, numpy and cloudpickle."
     )
@@ -205,6 +210,12 @@ class TpuSlicePool(_TpuBlock):
     hang_timeout_seconds: float | None = Field(
         default=None, gt=0, title="Hang timeout (seconds)", description="Without a new step; empty: for ever."
     )
+    drain_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        title="Drain timeout (seconds)",
+        description="After a notice without a deadline; empty: until the host goes.",
+    )
     warm_spares: int | None = Field(
         default=None, ge=0, description="Free slices with agents started ahead; empty: 1 if simulated, else 0."
     )
@@ -214,6 +225,14 @@ class TpuSlicePool(_TpuBlock):
         title="Idle release (seconds)",
         description="Idle agents are ended after this time, so that an autoscaler may take hosts away; empty: 300.",
     )
+
+    @model_validator(mode="after")
+    def _has_a_runtime_env(self) -> Self:
+        from prefect_tpu.cluster import host_packages
+
+        if self.runtime_env is not None:
+            self.runtime_env = host_packages.check(self.runtime_env)
+        return self
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:

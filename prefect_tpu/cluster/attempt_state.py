@@ -52,6 +52,7 @@ class AttemptOptions:
     hang_compile_grace_seconds: float
     metadata_url: str | None
     log_level: int = logging.INFO
+    drain_timeout_seconds: float | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.core.generated import autoscaler_pb2
@@ -56,8 +58,8 @@ class AutoscalerDemand:
             self._not_before, self._asked_at = now + SETTLE_SECONDS, now
 
     def check(self) -> None:
-        """Ask, or make room for the gang's lease if what was asked for is there. Never raises: slices may come yet."""
-        with self._lock:
+        """Ask, or make room for the gang's lease if what was asked for is there. Slices may always come yet."""
+        with self._lock, contextlib.suppress(ray.exceptions.RayError):
             now = time.monotonic()
             if not self._wanted or now < self._not_before:
                 return
@@ -66,7 +68,7 @@ class AutoscalerDemand:
                 self._group = placement_group(
                     bundles(self.shape) * self._wanted,
                     strategy="STRICT_SPREAD" if self._wanted * self.shape.hosts > 1 else "PACK",
-                    name=f"{NAME_PREFIX}{self.run_id}",
+                    name=f"{NAME_PREFIX}{self.run_id}-{uuid4().hex[:8]}",  # Ray refuses a name that it has seen
                 )
             elif placement_group_table(self._group).get("state") != "PENDING":
                 # Whoever else waits may take them first, and so may it be for the others: the pause grows.

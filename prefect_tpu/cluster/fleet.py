@@ -32,7 +32,11 @@ class Demand(Protocol):
         """A gang looks for so many slices from now on; 0: it does not look any more. Never raises."""
 
     def check(self) -> None:
-        """Called again and again while it waits. Raise a ProvisioningError once it is known that they will not come: why, and what to do."""
+        """Called again and again while it waits.
+
+        Raises:
+            ProvisioningError: it is known that they will not come: why, and what to do.
+        """
 
     def describe(self) -> str:
         """How far it is, for somebody who waits; "" if there is nothing to say."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from prefect_tpu.cluster import tpu
+from prefect_tpu.cluster import host_packages, tpu
 from prefect_tpu.cluster.attempt_state import AttemptOptions
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.host import DeviceCheck
@@ -56,6 +56,8 @@ class GangPlan:
     log_burst_lines: float
     log_level: int
     host_resources: tuple[tuple[str, float], ...] = ()
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    drain_timeout_seconds: float | None = None
 
     def resolve(self) -> SliceShape:
         """The slices' shape; raises TopologyError for what does not exist."""
@@ -81,7 +83,9 @@ class GangPlan:
             hang_timeout_seconds=self.hang_timeout_seconds,
             hang_compile_grace_seconds=self.hang_compile_grace_seconds,
             metadata_url=self.metadata_url,
-            agent_start_timeout_seconds=self.agent_start_timeout_seconds,
+            agent_start_timeout_seconds=self.agent_start_timeout_seconds
+            + host_packages.setup_seconds(self.runtime_env),
+            drain_timeout_seconds=self.drain_timeout_seconds,
             launch_timeout_seconds=self.launch_timeout_seconds,
             agent_poll_seconds=self.agent_poll_seconds,
             failure_window_seconds=self.failure_window_seconds,

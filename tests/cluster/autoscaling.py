@@ -39,7 +39,7 @@ class AutoscalingRay:
 
     def __init__(self, shape: SliceShape, *, most_slices: int = 2, idle_seconds: float = 2.0, v2: bool = True) -> None:
         assert shape.hosts == 1
-        self._shape, self._most, self._idle, self._v2 = shape, most_slices, idle_seconds, v2
+        self._shape, self._most, self.idle_seconds, self._v2 = shape, most_slices, idle_seconds, v2
         self._folder = Path(tempfile.mkdtemp(prefix="ptpu-as-"))
         self._token = uuid4().hex
         with socket.socket() as free:
@@ -57,8 +57,8 @@ class AutoscalingRay:
             "cluster_name": "autoscaling",
             "max_workers": self._most,
             "provider": {
-                "type": "external", "module": PROVIDER, "gcs_address": self.address, "launch_multiple": True, "disable_node_updaters": True,
-                "head_node_id": HEAD_NODE_ID,
+                "type": "external", "module": PROVIDER, "gcs_address": self.address, "head_node_id": HEAD_NODE_ID,
+                "launch_multiple": True, "use_node_id_as_ip": True, "disable_node_updaters": True,
             },
             "available_node_types": {
                 "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -69,7 +69,7 @@ class AutoscalingRay:
             },
             "head_node_type": "ray.head.default",
             "upscaling_speed": 1.0,
-            "idle_timeout_minutes": self._idle / 60,
+            "idle_timeout_minutes": self.idle_seconds / 60,
             "auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": [],
             "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
             "worker_setup_commands": [], "head_start_ray_commands": [], "worker_start_ray_commands": [],

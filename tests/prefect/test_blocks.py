@@ -267,6 +267,9 @@ def test_what_is_known_of_a_fleet(on_fleet: RayFleetBlock) -> None:
     assert not gone.status()["up"]
     with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:1"):
         gone.validate_fleet()
+    assert RayFleetBlock(address="h:1", autoscaled=True).make("v4", "2x2x2", None) == RayFleet("h:1", autoscaled=True)
+    grows = TpuSlicePool(fleet=RayFleetBlock(address=on_fleet.address, autoscaled=True), num_slices=3)
+    assert grows.validate_fleet()["fitting"] == 2
     assert TpuSlicePool(fleet=LocalFleetBlock(slices=5)).validate_fleet()["problem"] == (
         "it is not up; the first run starts it"
     )
