@@ -103,7 +103,8 @@ def note_failure(host: HostState, error: RayError) -> None:
         else:
             host.raised = host.raised or Raised(stage, type(cause).__name__, str(cause), str(error))
     elif isinstance(error, RuntimeEnvSetupError):
-        host.raised = host.raised or Raised("runtime_env", "RuntimeEnvSetupError", str(error), "")
+        text = str(error).strip()
+        host.raised = host.raised or Raised("runtime_env", "RuntimeEnvSetupError", text.splitlines()[-1], text)
     elif isinstance(error, RayActorError) and error.actor_init_failed:
         host.raised = host.raised or Raised(
             stage="environment",

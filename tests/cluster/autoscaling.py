@@ -37,9 +37,18 @@ class AutoscalingRay:
     that Ray's wheel lacks.
     """
 
-    def __init__(self, shape: SliceShape, *, most_slices: int = 2, idle_seconds: float = 2.0, v2: bool = True) -> None:
+    def __init__(
+        self,
+        shape: SliceShape,
+        *,
+        most_slices: int = 2,
+        idle_seconds: float = 2.0,
+        v2: bool = True,
+        token: str = "",
+    ) -> None:
         assert shape.hosts == 1
         self._shape, self._most, self.idle_seconds, self._v2 = shape, most_slices, idle_seconds, v2
+        self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
         self._folder = Path(tempfile.mkdtemp(prefix="ptpu-as-"))
         self._token = uuid4().hex
         with socket.socket() as free:
@@ -78,11 +87,11 @@ class AutoscalingRay:
     def __enter__(self) -> Self:
         config = self._folder / "autoscaler.yaml"
         config.write_text(json.dumps(self._config()))
-        env = os.environ | simulated_host_environment(self._shape) | {
+        env = os.environ | self.access | simulated_host_environment(self._shape) | {
             TOKEN_VARIABLE: self._token, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
             "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[2]),
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_NODE_ID, "RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID,
-            "RAY_AUTH_MODE": "disabled", "RAY_enable_autoscaler_v2": "1" if self._v2 else "0",
+            "RAY_enable_autoscaler_v2": "1" if self._v2 else "0",
         }  # fmt: skip
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
