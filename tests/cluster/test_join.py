@@ -93,6 +93,7 @@ def test_a_driver_that_just_ends(fleet: LocalFleet) -> None:
     wait_until_dead(process.pid)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_asks_for_a_token() -> None:
     """As KubeRay's do: the token of the driver is its node's, too; without one it is told what is wrong."""
     shape = tpu.resolve_shape("v4", "2x2x1")
