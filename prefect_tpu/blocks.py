@@ -124,6 +124,10 @@ class RayFleetBlock(_TpuBlock):
         default=False,
         description="The flow's machine is beside the cluster: a Ray node without resources joins it for the flow.",
     )
+    autoscaled: bool = Field(
+        default=False,
+        description="Slices that are missing are asked for from Ray's autoscaler while a gang waits for them.",
+    )
 
     @field_validator("address")
     @classmethod
@@ -134,12 +138,15 @@ class RayFleetBlock(_TpuBlock):
 
     @model_validator(mode="after")
     def _is_a_fleet(self) -> Self:
-        RayFleet(address=self.address, namespace=self.namespace, join=self.join)
+        self._fleet()
         return self
 
+    def _fleet(self) -> RayFleet:
+        return RayFleet(address=self.address, namespace=self.namespace, join=self.join, autoscaled=self.autoscaled)
+
     def make(self, accelerator_type: str, topology: str, chips_per_host: int | None) -> Fleet:  # noqa: ARG002
-        """The cluster; it has the slices that it has."""
-        return RayFleet(address=self.address, namespace=self.namespace, join=self.join)
+        """The cluster; it has the slices that it has, or that its autoscaler brings up."""
+        return self._fleet()
 
 
 class TpuSlicePool(_TpuBlock):
@@ -194,6 +201,11 @@ class TpuSlicePool(_TpuBlock):
     env: dict[str, str] = Field(
         default_factory=dict, title="Environment", description="Variables of the host processes."
     )
+    runtime_env: dict[str, Any] | None = Field(
+        default=None,
+        title="Runtime environment",
+        description="Ray's, for the host processes: pip, uv, conda, py_modules, working_dir, env_vars; no secrets.",
+    )
     preload: list[str] | None = Field(
         default=None, description="Modules imported ahead on every host; empty: jax, numpy and cloudpickle."
     )
@@ -224,6 +236,12 @@ class TpuSlicePool(_TpuBlock):
     )
     hang_timeout_seconds: float | None = Field(
         default=None, gt=0, title="Hang timeout (seconds)", description="Without a new step; empty: for ever."
+    )
+    drain_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        title="Drain timeout (seconds)",
+        description="After a notice without a deadline; empty: until the host goes.",
     )
     warm_spares: int | None = Field(
         default=None, ge=0, description="Free slices with agents started ahead; empty: 1 if simulated, else 0."
@@ -258,6 +276,14 @@ class TpuSlicePool(_TpuBlock):
         if wrong:
             raise ValueError(f"{wrong[0]!r} is no name of a module, such as 'jax' or 'orbax.checkpoint'")
         return given
+
+    @model_validator(mode="after")
+    def _has_a_runtime_env(self) -> Self:
+        from prefect_tpu.cluster import host_packages
+
+        if self.runtime_env is not None:
+            self.runtime_env = host_packages.check(self.runtime_env)
+        return self
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:
@@ -368,6 +394,8 @@ def _validate(pool: TpuSlicePool) -> dict[str, Any]:
     simulated = isinstance(pool.fleet, LocalFleetBlock)
     if not found["up"] and not simulated:
         raise ConfigurationError(f"{found['fleet']}: {found['problem']}")
+    if getattr(pool.fleet, "autoscaled", False):
+        return found  # what is not there yet is brought up when a gang waits for it
     if found["up"] and found["fitting"] < pool.least_slices:
         there = "; ".join(one["says"] for one in found["slices"]) or "no TPU slices"
         raise ConfigurationError(

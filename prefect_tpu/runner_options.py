@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from prefect_tpu.cluster import host_packages
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.errors import ConfigurationError
 
@@ -27,6 +28,7 @@ class RunnerOptions(TypedDict, total=False):
     topology: str | None
     chips_per_host: int | None
     env: Mapping[str, str] | None
+    runtime_env: Mapping[str, Any] | None
     preload: Sequence[str] | None
     jax_distributed: Literal["auto"] | bool
     resumable: bool | None
@@ -36,6 +38,7 @@ class RunnerOptions(TypedDict, total=False):
     preemptible: bool | None
     warm_spares: int | None
     hang_timeout_seconds: float | None
+    drain_timeout_seconds: float | None
     checkpoint_root: str | Path | None
     lease_timeout_seconds: float | None
     lease_hold_seconds: float | None
@@ -101,9 +104,12 @@ def check_options(options: dict[str, Any]) -> None:
         value = options[name]
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0):
             refuse(name, "a number of seconds, 0 or more, or None")
-    hang = options["hang_timeout_seconds"]
-    if hang is not None and (not isinstance(hang, (int, float)) or isinstance(hang, bool) or hang <= 0):
-        refuse("hang_timeout_seconds", "a number of seconds above 0, or None")
+    for name in ("hang_timeout_seconds", "drain_timeout_seconds"):
+        value = options[name]
+        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0):
+            refuse(name, "a number of seconds above 0, or None")
+    if options["runtime_env"] is not None:
+        host_packages.check(options["runtime_env"], "TpuMultisliceRunner(runtime_env=...)")
 
 
 def _are_sizes(given: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field, ValidationError
@@ -46,6 +46,9 @@ class TpuSettings(PrefectBaseSettings):
         default=False, description="Slices can be taken away host by host, so a host that vanishes was preempted."
     )
     env: dict[str, str] = Field(default={}, description="Variables of the host processes, as JSON.")
+    runtime_env: dict[str, Any] = Field(
+        default={}, description="Ray's runtime_env of the host processes (pip, py_modules, ...), as JSON."
+    )
     preload: list[str] = Field(
         default=["jax", "numpy", "cloudpickle"], description="Modules imported ahead on every host, as JSON list."
     )
@@ -83,7 +86,9 @@ class TpuSettings(PrefectBaseSettings):
         default=15.0, gt=0, description="How often a waiting gang says so in its logs, in seconds."
     )
     agent_start_timeout_seconds: float = Field(
-        default=120.0, gt=0, description="How long the agents of a gang may take to get ready, in seconds."
+        default=120.0,
+        gt=0,
+        description="For the agents of a gang to get ready, in seconds; the limit of their runtime_env comes on top.",
     )
     agent_idle_release_seconds: float = Field(
         default=300.0, ge=0, description="Idle agents are ended after this time, in seconds."
@@ -106,6 +111,11 @@ class TpuSettings(PrefectBaseSettings):
         default=0.2,
         ge=0,
         description="The same after a lost host or an exception of the function's own, in seconds.",
+    )
+    drain_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="How long an attempt goes on after a notice without a deadline, in seconds; unset: for ever.",
     )
     leave_timeout_seconds: float = Field(
         default=60.0,

@@ -91,6 +91,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         flatten: True: results are one flat list in process-id order; False: one list per slice.
         returns: "all" hosts' values, or only those of "process0".
         env: variables of the host processes. They are there before anything is imported.
+        runtime_env: Ray's, for the host processes: pip, uv, conda, py_modules, working_dir, excludes, env_vars, config.
+            Ray sets it up on each host once, before anything of ours starts there; nothing by default.
         preload: modules imported ahead on every host, once, so that attempts start without that cost.
         jax_distributed: "auto" calls `jax.distributed.initialize` when there is more than one host process
             and jax is in `preload`; True always; False never.
@@ -103,6 +105,8 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             None is one for simulated slices and none for others.
         hang_timeout_seconds: without a new `runtime.report` for so long (after the first) the attempt is
             ended as hung; None is the setting's value, off by default.
+        drain_timeout_seconds: after a notice that has no deadline the attempt goes on for so long at most; None is the
+            setting's value, without a limit by default.
         checkpoint_root: directory (or fsspec URL) that every host sees, for `runtime.current().checkpoint_dir`.
         resize_after_seconds: with several sizes: how long a replacement may take before it goes on with fewer slices.
         resize_interval_seconds: with several sizes: it grows no sooner than so long after its last start.
@@ -151,6 +155,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         flatten: bool = True,
         returns: Literal["all", "process0"] = "all",
         env: Mapping[str, str] | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
         preload: Sequence[str] | None = None,
         jax_distributed: Literal["auto"] | bool = "auto",
         resumable: bool | None = None,
@@ -160,6 +165,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         preemptible: bool | None = None,
         warm_spares: int | None = None,
         hang_timeout_seconds: float | None = None,
+        drain_timeout_seconds: float | None = None,
         checkpoint_root: str | Path | None = None,
         resize_after_seconds: float | None = None,
         resize_interval_seconds: float | None = None,
@@ -178,6 +184,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             "flatten": flatten,
             "returns": returns,
             "env": env,
+            "runtime_env": runtime_env,
             "preload": preload,
             "jax_distributed": jax_distributed,
             "resumable": resumable,
@@ -187,6 +194,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
             "preemptible": preemptible,
             "warm_spares": warm_spares,
             "hang_timeout_seconds": hang_timeout_seconds,
+            "drain_timeout_seconds": drain_timeout_seconds,
             "checkpoint_root": checkpoint_root,
             "resize_after_seconds": resize_after_seconds,
             "resize_interval_seconds": resize_interval_seconds,
@@ -199,6 +207,7 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         check_options(self._options)
         self._options["env"] = None if env is None else dict(env)
         self._options["num_slices"] = None if num_slices is None else _one_or_more(num_slices)
+        self._options["runtime_env"] = None if runtime_env is None else dict(runtime_env)
         self._options["preload"] = None if preload is None else tuple(preload)
         super().__init__(max_workers=max_workers)
         self._launches_lock = threading.Lock()

@@ -104,13 +104,19 @@ class Agent:
         self._host.close()
 
 
-def start_agent(node_id: str, name: str) -> Any:
+def start_agent(node_id: str, name: str, runtime_env: dict[str, Any]) -> Any:
     """Start an agent on the Ray node `node_id`; returns its handle at once.
 
     It asks for no chips, so Ray hides none from it: the placement group of the lease holds them.
+
+    Args:
+        node_id: of the host.
+        name: of the actor.
+        runtime_env: set up by Ray before the agent starts; what the agent starts is in it, too.
     """
     affinity = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return _actor_class().options(name=name, scheduling_strategy=affinity).remote()
+    options = {"runtime_env": runtime_env} if runtime_env else {}
+    return _actor_class().options(name=name, scheduling_strategy=affinity, **options).remote()
 
 
 @functools.cache

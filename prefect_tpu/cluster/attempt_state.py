@@ -58,6 +58,7 @@ class AttemptOptions:
     most_slices: int = 0
     resize_interval_seconds: float = 0.0
     log_level: int = logging.INFO
+    drain_timeout_seconds: float | None = None
 
 
 @dataclass(slots=True, eq=False)

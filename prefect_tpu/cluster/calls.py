@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 
 from prefect_tpu.cluster import object_store
 from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState
@@ -96,6 +103,9 @@ def note_failure(host: HostState, error: RayError) -> None:
             host.lose(f"its agent failed: {type(cause).__name__}: {cause}")
         else:
             host.raised = host.raised or Raised(stage, type(cause).__name__, str(cause), str(error))
+    elif isinstance(error, RuntimeEnvSetupError):
+        text = str(error).strip()
+        host.raised = host.raised or Raised("runtime_env", "RuntimeEnvSetupError", text.splitlines()[-1], text)
     elif isinstance(error, RayActorError) and error.actor_init_failed:
         host.raised = host.raised or Raised(
             stage="environment",

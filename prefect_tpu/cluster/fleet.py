@@ -28,8 +28,15 @@ Say = Callable[[str], None]
 class Demand(Protocol):
     """Slices that a fleet brings up because a gang waits for them, or runs on them."""
 
+    def waiting(self, num_slices: int) -> None:
+        """A gang looks for so many slices from now on; 0: it does not look any more. Never raises."""
+
     def check(self) -> None:
-        """Raise a ProvisioningError once it is known that they will not come: why, and what to do."""
+        """Called again and again while it waits.
+
+        Raises:
+            ProvisioningError: it is known that they will not come: why, and what to do.
+        """
 
     def describe(self) -> str:
         """How far it is, for somebody who waits; "" if there is nothing to say."""
@@ -73,6 +80,7 @@ class RayFleet:
         address: "auto" for the cluster on this machine (or the one in RAY_ADDRESS), or "host:port".
         namespace: Ray's namespace for what prefect_tpu starts.
         join: start a Ray node without resources on this machine first; it ends with the process.
+        autoscaled: slices that are missing are asked for from Ray's autoscaler, for as long as a gang waits for them.
 
     Raises:
         ConfigurationError: `ray://`, which cannot work: results move through the driver's own object store.
@@ -81,10 +89,12 @@ class RayFleet:
     address: str = "auto"
     namespace: str = "prefect_tpu"
     join: bool = False
+    autoscaled: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.join, bool):
-            raise ConfigurationError(f"RayFleet(join={self.join!r}): must be True or False")
+        for name in ("join", "autoscaled"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"RayFleet({name}={getattr(self, name)!r}): must be True or False")
         if self.join and self.address == "auto":
             raise ConfigurationError(
                 "RayFleet(join=True) needs the cluster's 'host:port': 'auto' is a cluster that this machine is part of"
@@ -103,7 +113,8 @@ class RayFleet:
         """Connect this process.
 
         Raises:
-            ConfigurationError: not reachable, connected elsewhere, or no host of it has TPU chips.
+            ConfigurationError: not reachable, connected elsewhere, or (unless it is autoscaled) no host of it has TPU
+                chips.
         """
         from prefect_tpu.cluster import inventory, join, session
 
@@ -112,17 +123,21 @@ class RayFleet:
         if self.join and session.address() != self.address:
             join.join(session.resolve_address(self.address))
         target = session.connect(self.address, namespace=self.namespace)
-        problem = inventory.no_slices_message(target)
+        problem = None if self.autoscaled else inventory.no_slices_message(target)
         if problem:
             raise ConfigurationError(problem)
 
     def describe(self) -> str:
         """How messages call it."""
-        return f"the Ray cluster at {self.address}"
+        return f"the {'autoscaled ' if self.autoscaled else ''}Ray cluster at {self.address}"
 
     def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:  # noqa: ARG002
-        """None: its slices are those that are up."""
-        return None
+        """To Ray's autoscaler; None if it is not autoscaled: its slices are those that are up."""
+        if not self.autoscaled:
+            return None
+        from prefect_tpu.cluster.autoscaler import AutoscalerDemand
+
+        return AutoscalerDemand(shape, run_id)
 
 
 @dataclass(frozen=True, slots=True)

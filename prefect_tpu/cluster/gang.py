@@ -380,6 +380,11 @@ class GangAttempt:
         return [host.member for host in self._hosts if host.lost is not None]
 
     @property
+    def without_agent(self) -> list[Member]:
+        """Hosts on which the agent could not be started."""
+        return [host.member for host in self._hosts if host.raised is not None and host.raised.stage == "runtime_env"]
+
+    @property
     def draining(self) -> list[Member]:
         """Hosts that are about to be taken away."""
         return [host.member for host in self._hosts if host.notice]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def join(address: str) -> None:
             return
         _leave_locked()
         directory = tempfile.mkdtemp(prefix="ptpu-")
-        environment = supervisor_environment(str(Path(__file__).parents[2]))
+        environment = supervisor_environment(str(Path(__file__).parents[2])) | _access()
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "prefect_tpu.cluster.joined_node", address, directory, str(OBJECT_STORE_BYTES)],
@@ -77,6 +78,11 @@ def _leave_locked() -> None:
     joined, _joined = _joined, None
     if joined is not None:
         _end(joined.process)
+
+
+def _access() -> dict[str, str]:
+    """How the driver itself gets into a cluster that asks for a token; hosts get no secrets otherwise."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
 
 
 def _is_up(process: subprocess.Popen[bytes]) -> bool:

@@ -263,6 +263,8 @@ class LeaseQueue:
         with self._lock:
             self._waiting.append(ticket)
         session.hold()
+        if demand is not None:
+            demand.waiting(num_slices)
         try:
             leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds, demand, fewer)
             return GangLease(leases, session.generation(), self)
@@ -270,6 +272,8 @@ class LeaseQueue:
             session.release()
             raise
         finally:
+            if demand is not None:
+                demand.waiting(0)
             with self._changed:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()

@@ -79,8 +79,15 @@ class Outside:
     # -- notices and drains
 
     def notice(self, host: HostState, text: str, deadline_unix_seconds: float | None) -> None:
-        """A host will be taken away, and its slice with it: a slice without a host is none."""
+        """A host will be taken away, and its slice with it: a slice without a host is none.
+
+        A notice that does not say when gets `drain_timeout_seconds` for its deadline, if that is set.
+        """
         name = host.member.slice_name
+        limit = self.options.drain_timeout_seconds
+        if deadline_unix_seconds is None and limit is not None and name not in self.draining:
+            deadline_unix_seconds = time.time() + limit
+            text = f"{text} without a deadline (drain_timeout_seconds={limit:g})"
         if deadline_unix_seconds is not None:
             known = self.deadline_unix_seconds
             self.deadline_unix_seconds = deadline_unix_seconds if known is None else min(known, deadline_unix_seconds)

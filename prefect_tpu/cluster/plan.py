@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from prefect_tpu.cluster import tpu
+from prefect_tpu.cluster import host_packages, tpu
 from prefect_tpu.cluster.attempt_state import AttemptOptions
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.host import DeviceCheck
@@ -60,6 +60,8 @@ class GangPlan:
     resize_interval_seconds: float
     can_grow: bool
     host_resources: tuple[tuple[str, float], ...] = ()
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    drain_timeout_seconds: float | None = None
 
     @property
     def num_slices(self) -> int:
@@ -92,7 +94,9 @@ class GangPlan:
             metadata_url=self.metadata_url,
             most_slices=self.num_slices if self.can_grow else 0,
             resize_interval_seconds=self.resize_interval_seconds,
-            agent_start_timeout_seconds=self.agent_start_timeout_seconds,
+            agent_start_timeout_seconds=self.agent_start_timeout_seconds
+            + host_packages.setup_seconds(self.runtime_env),
+            drain_timeout_seconds=self.drain_timeout_seconds,
             launch_timeout_seconds=self.launch_timeout_seconds,
             agent_poll_seconds=self.agent_poll_seconds,
             failure_window_seconds=self.failure_window_seconds,

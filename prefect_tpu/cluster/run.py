@@ -13,7 +13,7 @@ from typing import Any
 
 import cloudpickle
 
-from prefect_tpu.cluster import inventory, pickling, session
+from prefect_tpu.cluster import host_packages, inventory, pickling, session
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
 from prefect_tpu.cluster.gang import GangAttempt
@@ -68,6 +68,7 @@ class GangRun:
     _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
     _slices: GangSlices = field(init=False)
     _spares: list[Host] = field(init=False, default_factory=list)
+    _packages: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._slices = GangSlices(self.plan, self.run_id, self._cancelled.is_set)
@@ -108,6 +109,7 @@ class GangRun:
             session.hold()
         try:
             attempt = Attempt(number).lease()
+            self._packages = host_packages.upload(plan.runtime_env)
             lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
             return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
@@ -124,11 +126,15 @@ class GangRun:
             spares = inventory.free_slices(shape)[: self.plan.warm_spares]
             hosts = [host for one in spares for host in one.hosts]
             plan = self.plan
-            for agent in AGENTS.take(hosts, idle_release_seconds=plan.agent_idle_release_seconds):
+            for agent in self._take_agents(hosts):
                 agent.prepare.remote(plan.preload, plan.env, 0, plan.metadata_url)
             self._spares = hosts
         except Exception as error:  # noqa: BLE001 - it only saves time later
             log.debug("no spare slices are kept warm: %s", error)
+
+    def _take_agents(self, hosts: list[Host]) -> list[Any]:
+        idle = self.plan.agent_idle_release_seconds
+        return AGENTS.take(hosts, idle_release_seconds=idle, runtime_env=self._packages)
 
     def _run(
         self,
@@ -145,7 +151,7 @@ class GangRun:
         names = ", ".join(one.name for one in gang.slices)
         observer.say(f"attempt {attempt.number} on {names}: {gang.num_processes} hosts")
         observer.started(attempt.number, gang)
-        agents = AGENTS.take(hosts, idle_release_seconds=plan.agent_idle_release_seconds)
+        agents = self._take_agents(hosts)
         one = GangAttempt(
             gang=gang,
             shape=shape,
@@ -163,9 +169,9 @@ class GangRun:
             end = one.run()
         finally:
             spares, self._spares = self._spares, []
-            AGENTS.give_back([*hosts, *spares])
-            for member in one.unresponsive:
-                AGENTS.drop(member.host)
+            AGENTS.give_back([*hosts, *spares], self._packages)
+            for member in [*one.unresponsive, *one.without_agent]:
+                AGENTS.drop(member.host, self._packages)
             self._slices.drop({member.slice_name for member in [*one.unresponsive, *one.busy, *one.draining]})
         results, evidence = _results(end)
         verdict = _verdict(end.outcome, evidence, preemptible=plan.preemptible)

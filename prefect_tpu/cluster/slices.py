@@ -27,8 +27,9 @@ Say = Callable[[str], None]
 class Ahead:
     """Slices that are being reserved on a thread of its own, for the next attempt."""
 
-    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int) -> None:
+    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int, demand: Demand | None) -> None:
         self.num_slices = num_slices
+        self._demand = demand
         self._enough = threading.Event()
         self._lease: GangLease | None = None
         self._thread = threading.Thread(
@@ -47,6 +48,7 @@ class Ahead:
                 say=lambda _: None,
                 say_interval_seconds=plan.queue_message_interval_seconds,
                 extra=plan.host_resources,
+                demand=self._demand,
             )
         except Exception as error:  # noqa: BLE001 - the next attempt looks for itself
             log.debug("nothing could be reserved ahead: %s", error)
@@ -174,7 +176,7 @@ class GangSlices:
         if self._ahead is not None:
             self._ahead.release()
         say(f"a replacement for {slice_name} is reserved ahead")
-        self._ahead = Ahead(self.plan, shape, count)
+        self._ahead = Ahead(self.plan, shape, count, self._demand)
 
     def room(self, shape: SliceShape) -> int:
         """How many slices the gang could have now; 0 if no more than it has, or if others wait for them."""

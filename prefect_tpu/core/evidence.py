@@ -15,6 +15,7 @@ LEFT_TO_RESIZE = "prefect_tpu.runtime.Resizing"
 """What `runtime.resize_point()` raises when the run is to go on with more slices."""
 JAX_RUNTIME_ERRORS = frozenset({"XlaRuntimeError", "JaxRuntimeError"})
 """What JAX raises on a host whose peers are gone. It says nothing about who was first."""
+_FATAL_STAGES = ("runtime_env", "environment", "preload", "unpickle", "result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class HostEvidence:
     @property
     def raised_fatal(self) -> bool:
         """Failed in a way that no repetition mends: cannot import, cannot unpickle, cannot ship back."""
-        return self.raised is not None and self.raised.stage in ("environment", "preload", "unpickle", "result")
+        return self.raised is not None and self.raised.stage in _FATAL_STAGES
 
     @property
     def crashed(self) -> bool:

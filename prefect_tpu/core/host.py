@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["environment", "preload", "device", "jax", "transfer", "unpickle", "function", "result"]
+Stage = Literal["runtime_env", "environment", "preload", "device", "jax", "transfer", "unpickle", "function", "result"]
 """Where on the host something was raised. Only "function" is the user's own code running."""
 
 

@@ -183,6 +183,7 @@ _OBSTACLES = (
 _CRASH_RESOLUTION = "look at the last lines that it wrote, above; exit by SIGKILL usually means out of memory"
 
 _FATAL_RESOLUTIONS = {
+    "runtime_env": "mend the `runtime_env` of pool or runner; hosts without network need an index that they reach",
     "environment": "mend the `env` of the runner",
     "preload": "install the module on the hosts or take it out of `preload`",
     "unpickle": "install on the hosts what the function needs, with the versions of the driver",

@@ -31,6 +31,28 @@ def test_a_slice_is_drained_and_killed_at_its_deadline(chaos: Chaos) -> None:
     assert any("will be taken away in" in text for text in lines)
 
 
+def test_a_drain_without_a_deadline(chaos: Chaos) -> None:
+    """It gets one by drain_timeout_seconds: the function is told, and the attempt ends then."""
+    began: list[float] = []
+
+    def drain(one: Chaos) -> None:
+        name = one.ready()[1]
+        (node,) = [
+            host.node_id for found in inventory.summary().slices if found.name == name for host in found.slice.hosts
+        ][:1]
+        began.append(time.monotonic())
+        inventory.drain(node, None, "by a test")
+        while time.monotonic() < began[0] + 30 and not (one.folder / "2-0").exists():
+            time.sleep(0.1)
+        began.append(time.monotonic())
+        one.fleet.preempt(name)
+
+    story = chaos.play(drain, then="sleep", drain_timeout_seconds=3)
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    assert "without a deadline (drain_timeout_seconds=3), notice 3 s" in dict(story.history)["Preempted"]
+    assert began[1] - began[0] < 20
+
+
 def test_the_function_leaves_before_the_deadline(chaos: Chaos) -> None:
     """runtime.leave() once `draining` is seen: the next attempt need not wait for the deadline."""
     began: list[float] = []

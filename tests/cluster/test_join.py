@@ -15,6 +15,8 @@ import pytest
 from ray._private import state as ray_state
 
 from prefect_tpu import ConfigurationError, LocalFleet, RayFleet
+from prefect_tpu.cluster import tpu
+from tests.cluster.autoscaling import AutoscalingRay
 from tests.processes import assert_gone, descendants
 
 SCRIPT = """
@@ -89,6 +91,21 @@ def test_a_driver_that_just_ends(fleet: LocalFleet) -> None:
     assert process.wait(SOON_SECONDS) == 0
     process.stdout.close()  # type: ignore[union-attr]
     wait_until_dead(process.pid)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_a_token() -> None:
+    """As KubeRay's do: the token of the driver is its node's, too; without one it is told what is wrong."""
+    shape = tpu.resolve_shape("v4", "2x2x1")
+    with AutoscalingRay(shape, token="a" * 64) as cluster:
+        code = f"from prefect_tpu import RayFleet; RayFleet({cluster.address!r}, join=True, autoscaled=True).connect()"
+        for access, words in ((cluster.access, ""), ({"RAY_AUTH_MODE": "disabled"}, "could join Ray")):
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, timeout=170,
+                env=os.environ | access | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            )  # fmt: skip
+            assert (done.returncode == 0) == (not words), done.stderr
+            assert words in done.stderr
 
 
 def test_what_cannot_be_joined() -> None:

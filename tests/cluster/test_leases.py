@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import GangCancelledError, LocalFleet, SliceUnavailableError
-from prefect_tpu.cluster import inventory, leases, tpu
+from prefect_tpu.cluster import autoscaler, inventory, leases, tpu
 from prefect_tpu.cluster.leases import GangLease, LeaseQueue
 from prefect_tpu.core.gang import Host, Slice
 
@@ -108,6 +108,31 @@ def test_half_a_reservation_is_given_back(fleet: LocalFleet, monkeypatch: pytest
         acquire(LeaseQueue(), 2, timeout_seconds=0.5)
     monkeypatch.undo()
     assert live_groups() == 0
+    assert free() == ["slice-0", "slice-1"]
+
+
+def test_a_demand_that_is_met_makes_room_for_the_lease(fleet: LocalFleet) -> None:
+    """It is put a second after the gang began to wait, goes when it is placed, and does not come back at once."""
+    other, demand = acquire(LeaseQueue(), 1), autoscaler.AutoscalerDemand(SHAPE, "run")
+    try:
+        demand.waiting(1)
+        demand.check()
+        assert live_groups() == 1
+        time.sleep(autoscaler.SETTLE_SECONDS)
+        demand.check()
+        deadline = time.monotonic() + 10
+        while inventory.free_slices(SHAPE) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert inventory.free_slices(SHAPE) == []
+        demand.check()
+        demand.check()
+        assert live_groups() == 1
+        lease = acquire(LeaseQueue(), 1)
+        lease.release()
+    finally:
+        demand.withdraw()
+        demand.withdraw()
+        other.release()
     assert free() == ["slice-0", "slice-1"]
 
 

@@ -18,11 +18,14 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_tpu import LocalFleet, RayFleetBlock, TpuSlicePool
 from prefect_tpu.cluster import inventory
+from tests.e2e.documented import documented
 from tests.e2e.prefect_server import Server
 from tests.processes import alive, assert_gone, descendants, running
 
 ROOT = Path(__file__).parents[2]
 RUN_SECONDS = 120.0
+SILENT_SECONDS = 45
+"""After which a run has crashed: more than the 30 s between two heartbeats, the least that Prefect takes."""
 FLOW = """
 from prefect import flow
 from prefect_tpu import TpuMultisliceRunner, task
@@ -84,6 +87,7 @@ class Site:
             "PREFECT_HOME": str(folder / "home"),
             "PYTHONPATH": str(ROOT),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "E2E_TOKEN": uuid4().hex,
         }
         (folder / "flow_file.py").write_text(FLOW)
@@ -195,6 +199,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 checkpoint_root=str(folder / "checkpoints"), cancel_grace_seconds=1, lease_timeout_seconds=60,
             )  # fmt: skip
             pool.save("e2e")
+            documented("operating.md")["crash_silent_runs"](silent_seconds=SILENT_SECONDS)
         one = Site(server, folder, fleet)
         one.prefect("work-pool", "create", "e2e", "--type", "process")
         one.prefect("deploy", "--all")
@@ -258,9 +263,14 @@ def test_a_run_that_is_retried_goes_on_from_its_checkpoint(site: Site) -> None:
 
 
 def test_the_worker_is_killed(site: Site) -> None:
-    """SIGKILL of the worker and of its flow run's process, as when their machine goes: nothing stays reserved."""
+    """SIGKILL of the worker and of its flow run's process, as when their machine goes: nothing stays reserved.
+
+    Nobody tells Prefect, which shows Running until docs/operating.md's automation says Crashed; it says so of no other
+    run, whatever that has ended with.
+    """
+    others = {one["id"]: one["state_name"] for one in site.started()}
     (site.folder / "hold").touch()
-    site.start()
+    killed = site.start()
     processes = site.gang()
     assert site.worker is not None
     ours = descendants(site.worker.pid) | {site.worker.pid: ""}
@@ -270,8 +280,16 @@ def test_the_worker_is_killed(site: Site) -> None:
     assert_gone(processes, 15)
     site.assert_free()
     (site.folder / "hold").unlink()
+    assert site.run(killed)["state_name"] == "Running"
     site.start_worker()
-    assert site.ended(site.start())["state_name"] == "Completed"
+    after = site.start()
+    assert site.ended(after)["state_name"] == "Completed"
+    completed_at = time.monotonic()
+    assert site.ended(killed)["state_name"] == "Crashed"
+    assert "no sign of life for 45 s" in site.run(killed)["state"]["message"]
+    time.sleep(max(0.0, completed_at + SILENT_SECONDS + 5 - time.monotonic()))  # the others are as silent by then
+    assert {one["id"]: one["state_name"] for one in site.started() if one["id"] in others} == others
+    assert site.run(after)["state_name"] == "Completed"
 
 
 def test_the_projects_own_deployments(site: Site) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from tests.e2e.documented import documented
 from tests.e2e.prefect_server import Server
 from tests.prefect.conftest import eventually
 from tests.processes import assert_gone, descendants
@@ -123,10 +123,7 @@ def run_story(server: Server, folder: Path, **settings: str) -> Seen:
 @pytest.fixture(scope="module")
 def watched(server: Server) -> UUID:
     """A deployment that docs/operating.md's automation starts after a preemption."""
-    text = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(block, "operating.md", "exec"), names)
+    names = documented("operating.md")
     with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
         flow_id = client.create_flow_from_name("tell")
         deployment_id = client.create_deployment(flow_id, "tell", enforce_parameter_schema=False)

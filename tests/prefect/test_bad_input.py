@@ -227,6 +227,8 @@ BAD_FIELDS: list[tuple[type[Block], dict[str, Any], str]] = [
     (TpuSlicePool, {"launch_timeout_seconds": 0}, r"launch_timeout_seconds\b.*greater than 0"),
     (TpuSlicePool, {"cancel_grace_seconds": -1}, r"cancel_grace_seconds\b.*greater than or equal to 0"),
     (TpuSlicePool, {"hang_timeout_seconds": 0}, r"hang_timeout_seconds\b.*greater than 0"),
+    (TpuSlicePool, {"drain_timeout_seconds": 0}, r"drain_timeout_seconds\b.*greater than 0"),
+    (TpuSlicePool, {"runtime_env": {"image_uri": "x"}}, r"runtime_env has the key 'image_uri'.*pip, uv"),
     (TpuSlicePool, {"warm_spares": -1}, r"warm_spares\b.*greater than or equal to 0"),
     (TpuSlicePool, {"agent_idle_release_seconds": -1}, r"agent_idle_release_seconds\b.*greater than or equal to 0"),
     (TpuSlicePool, {"num_slice": 2}, r"TpuSlicePool has no field 'num_slice'; it has fleet, "),
@@ -247,7 +249,11 @@ BAD_FIELDS: list[tuple[type[Block], dict[str, Any], str]] = [
 ]
 """A block, a bad value for one of its fields, and what the error says. New fields: add one line here."""
 
-TAKE_ANYTHING_SENSIBLE: set[tuple[str, str]] = {("TpuSlicePool", "preemptible"), ("TpuSlicePool", "resumable")}
+TAKE_ANYTHING_SENSIBLE: set[tuple[str, str]] = {
+    ("TpuSlicePool", "preemptible"),
+    ("TpuSlicePool", "resumable"),
+    ("RayFleetBlock", "autoscaled"),
+}
 """Fields that are refused only for being of another type: truth values."""
 
 

@@ -27,7 +27,9 @@ from prefect_tpu import (
     task,
 )
 from prefect_tpu.blocks import saved_pools
+from prefect_tpu.cluster import tpu
 from prefect_tpu.cluster.fleet import RayFleet
+from tests.e2e.documented import documented
 from tests.prefect.test_prefect_sees import run_and_state, task_runs
 
 SETTING = "PREFECT_INTEGRATIONS_TPU_"
@@ -146,6 +148,15 @@ def test_no_such_pool(on_fleet: RayFleetBlock, name: str, client: SyncPrefectCli
     ):
         assert words in str(error)
     assert task_runs(client, flow_run_id)[0].run_count == 1
+
+
+def test_the_pool_of_the_gke_page(name: str) -> None:
+    """As docs/gke-kuberay.md has it: saved, loaded, and what it says of its hosts is a shape that exists."""
+    documented("gke-kuberay.md")["save_pool"](name=name, address="tpu-head-svc:6379")
+    resolved = TpuMultisliceRunner(pool=f"tpu-slice-pool/{name}").resolve()
+    assert resolved.fleet == RayFleet("tpu-head-svc:6379", join=True, autoscaled=True)
+    shape = tpu.resolve_shape(*(resolved.value(one) for one in ("accelerator_type", "topology", "chips_per_host")))
+    assert (shape.pod_type, shape.hosts) == ("v6e-16", 4)
 
 
 @pytest.mark.parametrize("pool", ["v6e-spot", "tpu-slice-pool/", "tpu-slice-pool/Upper", "other/name", ""])
@@ -269,6 +280,9 @@ def test_what_is_known_of_a_fleet(on_fleet: RayFleetBlock) -> None:
     assert not gone.status()["up"]
     with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:1"):
         gone.validate_fleet()
+    assert RayFleetBlock(address="h:1", autoscaled=True).make("v4", "2x2x2", None) == RayFleet("h:1", autoscaled=True)
+    grows = TpuSlicePool(fleet=RayFleetBlock(address=on_fleet.address, autoscaled=True), num_slices=3)
+    assert grows.validate_fleet()["fitting"] == 2
     assert TpuSlicePool(fleet=LocalFleetBlock(slices=5)).validate_fleet()["problem"] == (
         "it is not up; the first run starts it"
     )
