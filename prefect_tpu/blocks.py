@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import anyio.to_thread
 from prefect._internal.compatibility.async_dispatch import async_dispatch
-from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFilterBlockTypeId
 from pydantic import Field, ValidationError, model_validator
 
+from prefect_tpu.block_base import TpuBlock as _TpuBlock
 from prefect_tpu.cluster.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
+from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
 from prefect_tpu.core.errors import ConfigurationError, TopologyError, TpuError
+from prefect_tpu.queued_block import QueuedResourceFleetBlock
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect_tpu.pools")
 
-LOGO = "https://cdn.sanity.io/images/3ugk85nk/production/10424e311932e31c477ac2b9ef3d53cefbaad708-250x250.png"
-"""Google Cloud's, where Prefect's own collection for it has it; Prefect's client takes no picture in line."""
-DOCUMENTATION = "https://cloud.google.com/tpu/docs/multislice-introduction"
 MAX_SHOWN = 20
 """Names of saved pools in an error."""
 
@@ -41,24 +40,6 @@ class FleetSource(Protocol):
 
     def make(self, accelerator_type: str, topology: str, chips_per_host: int | None) -> Fleet:
         """The fleet that has slices of this kind. Starts nothing."""
-
-
-class _TpuBlock(Block):
-    """What all of them have."""
-
-    _logo_url: ClassVar[Any] = LOGO
-    _documentation_url: ClassVar[Any] = DOCUMENTATION
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_fields(cls, given: Any) -> Any:
-        """Prefect's blocks keep whatever they are given, so that a misspelt field would be a silent one."""
-        if isinstance(given, dict):
-            known = {*cls.model_fields, "block_type_slug", "is_anonymous"}
-            unknown = sorted(name for name in given if name not in known and not name.startswith("_"))
-            if unknown:
-                raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(cls.model_fields)}")
-        return given
 
 
 class LocalFleetBlock(_TpuBlock):
@@ -150,7 +131,7 @@ class TpuSlicePool(_TpuBlock):
     _block_type_name = "TPU Slice Pool"
     _block_type_slug = "tpu-slice-pool"
 
-    fleet: LocalFleetBlock | RayFleetBlock = Field(
+    fleet: LocalFleetBlock | RayFleetBlock | QueuedResourceFleetBlock = Field(
         default_factory=LocalFleetBlock, description="Where the slices come from."
     )
     accelerator_type: str = Field(
@@ -267,8 +248,8 @@ class TpuSlicePool(_TpuBlock):
             The status.
 
         Raises:
-            ConfigurationError: the cluster does not answer, or has too few whole slices of this kind; what there is,
-                and what to do.
+            ConfigurationError: the cluster does not answer, or has too few whole slices of this kind and makes none;
+                what there is, and what to do.
         """
         return _validate(self)
 
@@ -303,7 +284,9 @@ def _status(pool: TpuSlicePool) -> dict[str, Any]:
 def _look_at(fleet: Fleet) -> FleetSummary | None:
     from prefect_tpu.cluster import inventory, session
 
-    address = session.resolve_address(fleet.address) if isinstance(fleet, RayFleet) else fleet.address
+    address = (
+        session.resolve_address(fleet.address) if isinstance(fleet, RayFleet | QueuedResourceFleet) else fleet.address
+    )
     return inventory.summary_at(address) if address else None
 
 
@@ -312,7 +295,7 @@ def _validate(pool: TpuSlicePool) -> dict[str, Any]:
     simulated = isinstance(pool.fleet, LocalFleetBlock)
     if not found["up"] and not simulated:
         raise ConfigurationError(f"{found['fleet']}: {found['problem']}")
-    if found["up"] and found["fitting"] < pool.num_slices:
+    if found["up"] and found["fitting"] < pool.num_slices and not isinstance(pool.fleet, QueuedResourceFleetBlock):
         there = "; ".join(one["says"] for one in found["slices"]) or "no TPU slices"
         raise ConfigurationError(
             f"{found['fleet']} has {found['fitting']} whole slices of {pool.accelerator_type} {pool.topology}, and "
@@ -382,4 +365,13 @@ def _missing(slug: str) -> str:
     )
 
 
-__all__ = ["FleetSource", "LocalFleetBlock", "RayFleetBlock", "TpuSlicePool", "find_pool", "load_pool", "saved_pools"]
+__all__ = [
+    "FleetSource",
+    "LocalFleetBlock",
+    "QueuedResourceFleetBlock",
+    "RayFleetBlock",
+    "TpuSlicePool",
+    "find_pool",
+    "load_pool",
+    "saved_pools",
+]

@@ -65,7 +65,7 @@ def test_it_is_a_value() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"slices": 0}, ConfigurationError, "slices=0.*from 1 to 64"),
+        ({"slices": -1}, ConfigurationError, "slices=-1.*from 0 to 64"),
         ({"slices": True}, ConfigurationError, "slices=True"),
         ({"slices": "2"}, ConfigurationError, "slices='2'"),
         ({"cpus_per_host": -1}, ConfigurationError, "cpus_per_host=-1"),
