@@ -132,9 +132,13 @@ class Keeper:
     def close(self) -> list[str]:
         """End, and delete everything that is ours; what could not be deleted in time is named in a warning.
 
+        Safe to call twice.
+
         Returns:
-            Its ids.
+            The ids of what is left.
         """
+        if self._stopped.is_set():
+            return []
         self._stopped.set()
         self._wake.set()
         give_up = time.monotonic() + self.close_timeout_seconds
@@ -194,7 +198,11 @@ class Keeper:
         now = time.monotonic()
         found = [one for resources in self._known.values() for one in resources]
         seen = {one.id for one in found}
-        self._created = {id_: new for id_, new in self._created.items() if id_ not in seen and new[1] > now}
+        self._created = {
+            id_: (new, until)
+            for id_, (new, until) in self._created.items()
+            if id_ not in seen and (until > now or new.zone in unread)
+        }
         self._deleted = {id_: until for id_, until in self._deleted.items() if id_ in seen and until > now}
         mine = self._mine([one for one in found if one.owner == str(self.owner)])
         others = [self._as_it_will_be(one) for one in found if one.owner != str(self.owner)]
@@ -250,13 +258,13 @@ class Keeper:
 
     def _delete_all(self, give_up: float) -> list[str]:
         while True:
-            mine, unread = self._read()
+            mine, _ = self._read()  # of a zone that cannot be read, what was last known
             left = [
                 one.id
                 for one in mine
                 if one.state not in plan.LEAVING and not self._delete(Delete(one, "the fleet is closed"))
             ]
-            if time.monotonic() >= give_up or not (left or unread):
+            if not left or time.monotonic() >= give_up:
                 return left
             time.sleep(CLOSE_POLL_SECONDS)
 

@@ -283,10 +283,12 @@ def _why_delete(one: Resource, view: View, memory: Memory, rules: Rules) -> tupl
     """Why it has to go whether it is wanted or not, "" if it may stay; and what follows for its zone."""
     fresh = one.id not in memory.handled
     handled = replace(memory, handled=memory.handled | {one.id})
-    if one.state in DEAD:
+    if one.state in DEAD or one.state == "SUSPENDING":
         if fresh and one.id not in memory.was_up:
             problem = one.problem or Problem(Cause.CAPACITY, f"{one.id} was taken away before it was up in {one.zone}")
             handled = refused(handled, one.zone, one.kind, problem, view.now, rules)
+        if one.state not in DEAD:
+            return "", handled
         said = f": {one.problem.text}" if one.problem else ""
         return f"it is {one.state}, and holds quota until it is deleted{said}", handled
     waited = view.now - memory.first_seen[one.id]

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("google.cloud.tpu_v2", reason="needs prefect-tpu[gcp]")
-
 from prefect_tpu.provision.keeper import Keeper
 from prefect_tpu.provision.plan import Rules
 from prefect_tpu.provision.queued import QueuedResources

@@ -205,6 +205,11 @@ class QueuedServer:
         with self.lock:
             self._failures += [(method, _status(code, f"told to fail: {code}", reason, violation))] * count
 
+    def mend(self) -> None:
+        """No call is told to fail any more."""
+        with self.lock:
+            self._failures.clear()
+
     def _refuse(self, code: str, text: str, reason: str) -> None:
         with self.lock:
             self._refuses = _status(code, text, reason)
