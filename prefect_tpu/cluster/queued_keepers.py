@@ -79,9 +79,19 @@ def address_for_hosts(fleet: QueuedResourceFleet) -> str:
     """Where TPU VMs find the Ray head.
 
     Raises:
-        ConfigurationError: at an address that only this machine has.
+        ConfigurationError: not connected, or at an address that only this machine has.
     """
     address = _of(fleet).address
+    check_reachable(fleet, address)
+    return address
+
+
+def check_reachable(fleet: QueuedResourceFleet, address: str) -> None:
+    """See that TPU VMs can reach a Ray head at this address, as far as that can be told.
+
+    Raises:
+        ConfigurationError: only this machine can.
+    """
     host = address.rpartition(":")[0]
     api_is_here = fleet.endpoint is not None and fleet.endpoint.rpartition(":")[0] in LOOPBACK
     if _is_loopback(host) and not api_is_here:
@@ -89,7 +99,6 @@ def address_for_hosts(fleet: QueuedResourceFleet) -> str:
             f"Ray's head is at {address}, which TPU VMs cannot reach. Start it with `ray start --head "
             "--node-ip-address=ADDRESS` at an address of the TPU VMs' network, and give that as ray_address"
         )
-    return address
 
 
 def close(fleet: QueuedResourceFleet) -> None:

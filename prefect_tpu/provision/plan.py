@@ -89,6 +89,7 @@ class Memory:
         handled: ids whose end was drawn conclusions from.
         surplus_since: by kind.
         pauses: by zone and kind; kind "" for a zone that cannot be read.
+        leaving: zones where something of ours is on its way out, and holds quota.
         last_leaving: by zone, when something of ours was last seen on its way out.
         failed_joins: in a row.
     """
@@ -100,6 +101,7 @@ class Memory:
     handled: frozenset[str] = frozenset()
     surplus_since: Mapping[str, float] = field(default_factory=dict)
     pauses: Mapping[tuple[str, str], Pause] = field(default_factory=dict)
+    leaving: frozenset[str] = frozenset()
     last_leaving: Mapping[str, float] = field(default_factory=dict)
     failed_joins: int = 0
 
@@ -249,7 +251,7 @@ def describe(view: View, memory: Memory) -> str:
         left = pause.until_seconds - view.now
         if kind in ("", *view.wanted) and left > 0 and _missing(view) > 0:
             when = f"tried again in {left:.0f} s" if left < float("inf") else "not tried again"
-            text += f"; {zone} {when}: {pause.problem.text}"
+            text += f"; {zone} {when}: {pause.problem.brief}"
     return text
 
 
@@ -263,9 +265,14 @@ def _look(view: View, memory: Memory) -> Memory:
         joined |= up & set(ray)
         absent = {id_: absent.get(id_, view.now) for id_ in up - set(ray)}
     leaving = {one.zone: view.now for one in view.resources if one.state in LEAVING or one.state in DEAD}
+    left = memory.leaving - set(leaving)
     gave = {(one.zone, one.kind) for one in view.resources if one.id in up - memory.was_up}
     readable = {(zone, "") for zone in view.zones if zone not in view.unread}
-    pauses = {key: pause for key, pause in memory.pauses.items() if key not in gave | readable}
+    pauses = {
+        key: pause
+        for key, pause in memory.pauses.items()
+        if key not in gave | readable and not (key[0] in left and pause.problem.cause is Cause.QUOTA)
+    }
     return replace(
         memory,
         first_seen={one.id: memory.first_seen.get(one.id, view.now) for one in view.resources},
@@ -274,6 +281,7 @@ def _look(view: View, memory: Memory) -> Memory:
         joined=frozenset(joined),
         handled=memory.handled & ids,
         pauses=pauses,
+        leaving=frozenset(leaving),
         last_leaving={**memory.last_leaving, **leaving},
         failed_joins=0 if joined - memory.joined else memory.failed_joins,
     )

@@ -34,10 +34,17 @@ class Problem:
 
     Attributes:
         text: names project and zone, quotes the service, and says what to do.
+        said: the service's own words.
     """
 
     cause: Cause
     text: str
+    said: str = ""
+
+    @property
+    def brief(self) -> str:
+        """For a line of progress."""
+        return f"{self.cause.value} ({self.said})" if self.said else self.cause.value
 
 
 class CloudError(Exception):
@@ -72,7 +79,7 @@ def explain(
         of_resource: the error of a FAILED resource, not of a call.
     """
     cause = cause_of(code, reason, violations, of_resource=of_resource)
-    quoted = f"{code}: {said}".rstrip(": ") + "".join(f" ({one})" for one in violations or () if one)
+    quoted = f"{code}: {said}".rstrip(": ") + "".join(f" ({one})" for one in violations or () if one and one != said)
     where = f"{doing} in {zone} of project {project}"
     match cause:
         case Cause.QUOTA:
@@ -104,7 +111,7 @@ def explain(
             todo = "the API was asked too often. It is asked again later"
         case Cause.AWAY:
             todo = "the API did not answer, or not in time. It is asked again"
-    return Problem(cause, f"{where}: {cause.value}: {todo}. The service said: {quoted}")
+    return Problem(cause, f"{where}: {cause.value}: {todo}. The service said: {quoted}", quoted)
 
 
 def cause_of(code: str, reason: str, violations: Sequence[str] | None, *, of_resource: bool = False) -> Cause:

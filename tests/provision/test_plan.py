@@ -303,11 +303,14 @@ def test_quota() -> None:
     story.refuse(A, Cause.QUOTA)
     assert story.hopeless() == f"{A}: quota"
     assert story.hopeless(askers=2) == ""
-    dead = story.has("SUSPENDED")
+    dead = story.has(UP, busy=True)
+    story.decide()
+    story.refuse(A, Cause.QUOTA)
+    story.becomes(dead, "SUSPENDED")
     story.decide()
     assert story.hopeless() == ""
     del story.there[dead]
-    assert story.decide(60) == ([A], []), "asked again after the pause"
+    assert story.decide(1) == ([A], []), "asked again as soon as it has gone"
     story.refuse(A, Cause.QUOTA)
     assert story.hopeless() == "", "a quota takes a moment to be free again"
     story.now += RULES.quota_settle_seconds
@@ -342,7 +345,7 @@ def test_how_far_it_is() -> None:
     story.refuse(A, Cause.CAPACITY)
     assert describe(story.view, story.memory) == (
         "2 of 5 slices up, 1 ACTIVE and not in Ray yet, 1 PROVISIONING (us-east5-b); "
-        "us-east5-a tried again in 60 s: us-east5-a: no capacity"
+        "us-east5-a tried again in 60 s: no capacity"
     )
 
 
