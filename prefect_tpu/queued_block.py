@@ -119,6 +119,12 @@ class QueuedResourceFleetBlock(TpuBlock):
         title="Close timeout (seconds)",
         description="For deleting everything when the flow's process ends.",
     )
+    owner_silence_seconds: float = Field(
+        default=900.0,
+        gt=0,
+        title="Owner silence (seconds)",
+        description="What a run elsewhere created is deleted when Ray has not heard of that run for so long.",
+    )
     reap_after_seconds: float | None = Field(
         default=None,
         gt=0,

@@ -146,7 +146,8 @@ class Resolved:
             )
         simulated, preemptible = isinstance(fleet, LocalFleet), value("preemptible")
         if isinstance(fleet, QueuedResourceFleet):
-            preemptible = preemptible or fleet.preemptible
+            if self._options.get("preemptible") is None:
+                preemptible = preemptible or fleet.preemptible
             fleet = fleet if flow_run_id is None else fleet.for_flow_run(flow_run_id)
         spares, options = value("warm_spares"), self._options
         root = value("checkpoint_root") or get_current_settings().home / "tpu" / "checkpoints"

@@ -66,8 +66,10 @@ class QueuedResourceFleet:
         api_timeout_seconds: of one try of a call to the API.
         api_retry_seconds: how long a call is tried again that got 429 or 5xx.
         close_timeout_seconds: for deleting everything when the process ends.
+        owner_silence_seconds: what a run on another machine has created is deleted when the Ray cluster has heard
+            nothing of that run for so long.
         reap_after_seconds: what runs on other machines have left is deleted when it is so old, longer than any run may
-            take; None: never, as a run elsewhere may live.
+            take; None: only by that silence.
 
     Raises:
         ConfigurationError: a value that cannot be right.
@@ -99,6 +101,7 @@ class QueuedResourceFleet:
     api_timeout_seconds: float = 30.0
     api_retry_seconds: float = 60.0
     close_timeout_seconds: float = 60.0
+    owner_silence_seconds: float = 900.0
     reap_after_seconds: float | None = None
     run_labels: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
@@ -263,9 +266,14 @@ def _check(fleet: QueuedResourceFleet) -> None:
         value = getattr(fleet, one.name)
         if not one.name.endswith("_seconds") or (value is None and one.name in MAY_BE_NONE):
             continue
-        least = 0 if one.name == "idle_release_seconds" else 1e-3
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-            refuse(one.name, "a number of seconds that is " + ("not negative" if least == 0 else "more than 0"))
+        may_be_zero = one.name == "idle_release_seconds"
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not (0 < value < float("inf") or (may_be_zero and value == 0)):
+            refuse(one.name, "a number of seconds that is " + ("not negative" if may_be_zero else "more than 0"))
+
+    least = 2 * (fleet.api_timeout_seconds + fleet.api_retry_seconds) + fleet.poll_seconds
+    if fleet.owner_silence_seconds < least:
+        refuse("owner_silence_seconds", f"at least {least:g}: a living run may be silent while the API is asked")
 
 
 def _check_labels(fleet: QueuedResourceFleet) -> None:

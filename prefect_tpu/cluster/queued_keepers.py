@@ -8,7 +8,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,38 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefect_tpu.provision")
 
 INSTALL = "pip install 'prefect-tpu[gcp]'"
+SIGNS = b"prefect-tpu-owners"
+SIGN_TIMEOUT_SECONDS = 5.0
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+class SignsOfLife:
+    """Owners' signs of life in a Ray cluster's key-value store, which no connection of this process is needed for."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client: Any = None
+
+    def leave(self, owner: str) -> None:
+        """One more; nothing happens if the cluster does not answer."""
+        sign = uuid.uuid4().hex.encode()
+        self._ask(lambda client: client.internal_kv_put(owner.encode(), sign, True, SIGNS, SIGN_TIMEOUT_SECONDS))
+
+    def last(self, owner: str) -> str | None:
+        """The last one of this owner; None if there is none, or the cluster does not answer."""
+        found = self._ask(lambda client: client.internal_kv_get(owner.encode(), SIGNS, SIGN_TIMEOUT_SECONDS))
+        return found.decode() if isinstance(found, bytes) else None
+
+    def _ask(self, do: Callable[[Any], Any]) -> Any:
+        internals: Any = ray
+        try:
+            if self._client is None:
+                self._client = internals._raylet.GcsClient(address=self.address)
+            return do(self._client)
+        except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
+            log.debug("Ray at %s does not answer: %s", self.address, error)
+            self._client = None
+            return None
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +70,7 @@ class _Kept:
 
     keeper: Keeper
     address: str
+    signs: SignsOfLife
 
 
 _lock = threading.Lock()
@@ -59,10 +92,11 @@ def connect(fleet: QueuedResourceFleet, say: Say | None) -> None:
     with _lock:
         kept = _kept.get(fleet)
         if kept is not None:
-            kept.address = address
+            if kept.address != address:
+                kept.address, kept.signs = address, SignsOfLife(address)
             return
         assert fresh is not None
-        made = _Kept(_keeper(fleet, fresh), address)
+        made = _Kept(_keeper(fleet, fresh), address, SignsOfLife(address))
         if not _kept:
             # Registered after Ray's own hook, so it runs before: Ray must not be asked while it shuts down.
             atexit.unregister(close_all)
@@ -172,14 +206,26 @@ def _keeper(fleet: QueuedResourceFleet, api: QueuedResources) -> Keeper:
             kept = _kept.get(fleet)
         return None if kept is None else slices_in_use(kept.address)
 
+    def beat(owner: str) -> None:
+        with _lock:
+            kept = _kept.get(fleet)
+        if kept is not None:
+            kept.signs.leave(owner)
+
+    def heard(owner: str) -> str | None:
+        with _lock:
+            kept = _kept.get(fleet)
+        return None if kept is None else kept.signs.last(owner)
+
     return Keeper(
         name=fleet.name,
         zones=fleet.zones,
         cloud=api,
-        ray=RayView(look, retire),
+        ray=RayView(look, retire, beat, heard),
         rules=fleet.rules,
         poll_seconds=fleet.poll_seconds,
         close_timeout_seconds=fleet.close_timeout_seconds,
+        owner_silence_seconds=fleet.owner_silence_seconds,
         reap_after_seconds=fleet.reap_after_seconds,
     )
 

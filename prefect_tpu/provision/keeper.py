@@ -60,6 +60,7 @@ class Keeper:
         rules: the limits.
         poll_seconds: between two looks.
         close_timeout_seconds: for deleting everything in the end.
+        owner_silence_seconds: owners elsewhere that were heard of in the Ray cluster are gone after such a silence.
         reap_after_seconds: what owners elsewhere have left is deleted when it is so old; None: never.
     """
 
@@ -73,12 +74,14 @@ class Keeper:
         rules: Rules,
         poll_seconds: float,
         close_timeout_seconds: float,
+        owner_silence_seconds: float,
         reap_after_seconds: float | None = None,
     ) -> None:
         self.name, self.zones, self.cloud, self.ray, self.rules = name, zones, cloud, ray, rules
         self.poll_seconds, self.close_timeout_seconds = poll_seconds, close_timeout_seconds
         self.reap_after_seconds = reap_after_seconds
         self.owner = Owner.new()
+        self._listener = reaping.Listener(owner_silence_seconds)
         self._lock = threading.RLock()
         """Guards what follows up to `_view`; the rest belongs to the keeper's thread."""
         self._demands: list[SliceDemand] = []
@@ -190,6 +193,7 @@ class Keeper:
         """Ours, and the zones that could not be read. Deletes what is left of owners that are gone."""
         unread = set()
         for zone in self.zones:
+            self.ray.beat(str(self.owner))  # before every call, as each may take long
             try:
                 self._known[zone] = self.cloud.list(zone, self.name)
             except CloudError as error:
@@ -206,7 +210,13 @@ class Keeper:
         self._deleted = {id_: until for id_, until in self._deleted.items() if id_ in seen and until > now}
         mine = self._mine([one for one in found if one.owner == str(self.owner)])
         others = [self._as_it_will_be(one) for one in found if one.owner != str(self.owner)]
-        for one in reaping.left_behind(others, reap_after_seconds=self.reap_after_seconds, unix_now=time.time()):
+        left = reaping.left_behind(
+            others,
+            reap_after_seconds=self.reap_after_seconds,
+            unix_now=time.time(),
+            silent=lambda owner: self._listener.silent(owner, self.ray.heard(owner), time.monotonic()),
+        )
+        for one in left:
             self._delete(Delete(one, "whoever asked for it is gone"))
         return mine, frozenset(unread)
 
@@ -235,6 +245,7 @@ class Keeper:
         # Before the call: if its answer is lost, it may be there all the same.
         new = Resource(one.zone, resource_id, "CREATING", one.kind, str(self.owner))
         self._created[resource_id] = (new, time.monotonic() + UNSEEN_SECONDS)
+        self.ray.beat(str(self.owner))
         try:
             self.cloud.create(one.zone, resource_id, asked)
         except CloudError as error:
@@ -246,6 +257,7 @@ class Keeper:
         return True
 
     def _delete(self, one: Delete) -> bool:
+        self.ray.beat(str(self.owner))
         try:
             self.cloud.delete(one.resource.zone, one.resource.id)
         except CloudError as error:

@@ -36,7 +36,11 @@ class RayView:
     Attributes:
         look: slices that are whole in Ray, and whether each is in use; None if Ray cannot be asked.
         retire: no gang may lease these slices from now on.
+        beat: leave a sign of life of this owner in the cluster.
+        heard: the last one of an owner, another text each time; None if there is none, or Ray cannot be asked.
     """
 
     look: Callable[[], Mapping[str, bool] | None]
     retire: Callable[[Sequence[str]], None]
+    beat: Callable[[str], None] = lambda owner: None  # noqa: ARG005
+    heard: Callable[[str], str | None] = lambda owner: None  # noqa: ARG005

@@ -86,6 +86,7 @@ def case(request: pytest.FixtureRequest, machines: LocalFleet, service: QueuedSe
                 {"idle_release_seconds": -1},
                 {"poll_seconds": 0},
                 {"close_timeout_seconds": None},
+                {"owner_silence_seconds": 100},
                 {"endpoint": "https://tpu.googleapis.com"},
                 {"ray_address": "ray://head:10001"},
             ],
@@ -242,6 +243,20 @@ QueuedResourceFleet("my-project", ("us-east5-b",))
 assert not [name for name in sys.modules if name.startswith(("google.cloud.tpu", "grpc"))]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_signs_of_life_in_ray(machines: LocalFleet) -> None:
+    """In the cluster's own store; another each time, and none where there is no cluster."""
+    from prefect_tpu.cluster.queued_keepers import SignsOfLife
+
+    signs, others = SignsOfLife(machines.address), SignsOfLife(machines.address)
+    assert others.last("somebody") is None
+    signs.leave("somebody")
+    first = others.last("somebody")
+    signs.leave("somebody")
+    assert first is not None
+    assert others.last("somebody") not in (None, first)
+    assert SignsOfLife("127.0.0.1:1").last("somebody") is None
 
 
 def test_reaping_by_hand(service: QueuedServer, machines: LocalFleet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -52,17 +53,28 @@ def keeper(server: QueuedServer) -> Iterator[Callable[..., Keeper]]:
     made: list[Keeper] = []
 
     def make(
-        *zones: str, busy: set[str] | None = None, reap_after_seconds: float | None = None, **rules: Any
+        *zones: str,
+        busy: set[str] | None = None,
+        signs: dict[str, str] | None = None,
+        reap_after_seconds: float | None = None,
+        **rules: Any,
     ) -> Keeper:
-        used = set() if busy is None else busy
+        used: set[str] = set() if busy is None else busy
+        heard: dict[str, str] = {} if signs is None else signs
         one = Keeper(
             name="training",
             zones=zones or (EAST,),
             cloud=QueuedResources("my-project", endpoint=server.endpoint, call_timeout_seconds=1, retry_seconds=3),
-            ray=RayView(lambda: {record.id: record.id in used for record in server.active()}, lambda names: None),
+            ray=RayView(
+                lambda: {record.id: record.id in used for record in server.active()},
+                lambda names: None,
+                lambda owner: heard.update({owner: uuid4().hex}),
+                heard.get,
+            ),
             rules=Rules(**({"idle_release_seconds": 0.3, "zone_pause_seconds": 0.5} | rules)),
             poll_seconds=0.05,
             close_timeout_seconds=5,
+            owner_silence_seconds=0.5,
             reap_after_seconds=reap_after_seconds,
         )
         made.append(one)

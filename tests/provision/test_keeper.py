@@ -260,6 +260,7 @@ def test_slices_that_never_join_ray(server: QueuedServer) -> None:
         rules=Rules(join_seconds=0.3),
         poll_seconds=0.05,
         close_timeout_seconds=5,
+        owner_silence_seconds=900,
     )
     try:
         demand = one.demand(asked(), 1)
@@ -283,7 +284,8 @@ from prefect_tpu.provision.queued import QueuedResources
 from prefect_tpu.provision.seams import RayView
 from tests.provision.conftest import EAST, asked
 keeper = Keeper(name="training", zones=(EAST,), cloud=QueuedResources("my-project", endpoint=sys.argv[1]),
-    ray=RayView(lambda: None, lambda names: None), rules=Rules(), poll_seconds=0.05, close_timeout_seconds=5)
+    ray=RayView(lambda: None, lambda names: None), rules=Rules(), poll_seconds=0.05,
+    close_timeout_seconds=5, owner_silence_seconds=900)
 keeper.demand(asked(), 2)
 sys.stdin.read()
 """
@@ -319,6 +321,20 @@ def test_old_ones_from_elsewhere_are_reaped_if_told_so(server: QueuedServer, kee
     server.put(EAST, "new", {"prefect-tpu-fleet": "training", "prefect-tpu-owner": str(elsewhere)})
     keeper(reap_after_seconds=1.0).demand(asked(), 0)
     server.until(lambda: set(server.states()) == {"new"}, 0.9)
+
+
+def test_owners_elsewhere_that_fall_silent(server: QueuedServer, keeper: Make) -> None:
+    """Heard of in the Ray cluster, then no more: gone. One that was never heard of may live."""
+    owners = {name: str(replace(Owner.new(), machine="0" * 12)) for name in ("alive", "dead", "unheard")}
+    for name, owner in owners.items():
+        server.put(EAST, name, {"prefect-tpu-fleet": "training", "prefect-tpu-owner": owner})
+    signs = {owners["alive"]: "1", owners["dead"]: "1"}
+    keeper(signs=signs).demand(asked(), 0)
+    for number in range(12):
+        signs[owners["alive"]] = f"sign {number}"
+        time.sleep(0.1)
+    assert set(server.states()) == {"alive", "unheard"}
+    assert len(signs) == 3, "it gives signs itself"
 
 
 def test_two_keepers_of_one_name(server: QueuedServer, keeper: Make) -> None:

@@ -14,7 +14,7 @@ from prefect_tpu.provision import startup
 from prefect_tpu.provision.owner import LABEL_VALUE, Owner, clean_label
 from prefect_tpu.provision.plan import Resource
 from prefect_tpu.provision.problems import Cause, cause_of, explain
-from prefect_tpu.provision.reaping import left_behind
+from prefect_tpu.provision.reaping import Listener, left_behind
 
 # -- owners
 
@@ -86,6 +86,19 @@ def test_what_may_be_reaped(owner: str, state: str, age: float, rule: float | No
     one = Resource("us-east5-b", "one", state, "v4-2x2x1", owner, created_unix_seconds=50_000)
     found = left_behind([one], reap_after_seconds=rule, unix_now=50_000 + age, unseen_too=said)
     assert found == ([one] if reaped else [])
+
+
+def test_silence() -> None:
+    """The same sign for so long; no sign at all is no silence, as the cluster may have forgotten."""
+    listener = Listener(60)
+    assert not listener.silent("one", "a", 0)
+    assert not listener.silent("one", "a", 59)
+    assert not listener.silent("one", "b", 60)
+    assert not listener.silent("one", "b", 119)
+    assert listener.silent("one", "b", 120)
+    assert not listener.silent("one", None, 500)
+    assert not listener.silent("one", "b", 1_000)
+    assert not listener.silent("two", None, 1_000)
 
 
 # -- causes
