@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -274,3 +275,27 @@ def test_reaping_by_hand(service: QueuedServer, machines: LocalFleet) -> None:
     assert fleet.reap() == []
     assert fleet.reap(elsewhere_too=True) == ["elsewhere"]
     service.until(lambda: not service.states())
+
+
+def test_what_the_keeper_sees_of_ray(machines: LocalFleet) -> None:
+    """Leased slices are in use; retired ones are leased no more; a cluster that does not answer is no news."""
+    from prefect_tpu.cluster import queued_keepers
+    from prefect_tpu.cluster.leases import LeaseQueue
+
+    machines.connect()
+    assert queued_keepers.slices_in_use(machines.address) == {"slice-0": False}
+    lease = LeaseQueue().acquire(
+        SHAPE, 1, timeout_seconds=20, fleet="it", cancelled=lambda: False, say=print, say_interval_seconds=5
+    )
+    assert queued_keepers.slices_in_use(machines.address) == {"slice-0": True}
+    lease.release()
+    deadline = time.monotonic() + 20
+    while queued_keepers.slices_in_use(machines.address) != {"slice-0": False}:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    queued_keepers.retire(["slice-0"])
+    assert inventory.free_slices(SHAPE) == []
+    assert queued_keepers.slices_in_use("127.0.0.1:1") is None
+    machines.preempt("slice-0")
+    machines.restore("slice-0")
+    assert len(inventory.free_slices(SHAPE)) == 1

@@ -253,6 +253,22 @@ def test_a_slice_more(fleet: LocalFleet) -> None:
     fleet.connect()
 
 
+def test_slices_with_names_that_come_and_go(fleet: LocalFleet) -> None:
+    """A fleet that begins with none; a name is free again once its slice is gone for good."""
+    with LocalFleet(slices=0, topology="2x2x1") as small:
+        assert small.status()["slices"] == []
+        for _ in range(2):
+            assert small.add_slice("training-0a1b2c3d") == "training-0a1b2c3d"
+            until(lambda: free(small) == ["training-0a1b2c3d"], "it is there")
+            with pytest.raises(ConfigurationError, match="a slice 'training-0a1b2c3d' in this fleet already"):
+                small.add_slice("training-0a1b2c3d")
+            small.remove_slice("training-0a1b2c3d")
+            until(lambda: free(small) == [], "it is gone")
+            with pytest.raises(ConfigurationError, match=r"no slice 'training-0a1b2c3d'.*it has: none"):
+                small.restore("training-0a1b2c3d")
+    fleet.connect()
+
+
 # --- one connection
 
 

@@ -6,6 +6,8 @@ The service is the tests' own; what it makes ACTIVE boots as a host of a local f
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from flows.quickstart import PRELOAD, train_to
 from prefect_tpu import LocalFleet, ProvisioningError, QueuedResourceFleet, TpuMultisliceRunner, runtime, task
+from prefect_tpu.cluster.tpu import resolve_shape
 from prefect_tpu.provision.owner import Owner
 from tests.chaos.conftest import Story
 from tests.prefect.conftest import eventually
@@ -219,3 +222,49 @@ def test_what_waiting_does_not_mend(
     assert story.run.run_count == 1
     assert not server.deleted
     server.allow()
+
+
+PROCESS = """
+import sys, time
+from prefect_tpu import QueuedResourceFleet
+from prefect_tpu.cluster.tpu import resolve_shape
+address, endpoint, how = sys.argv[1:]
+fleet = QueuedResourceFleet(
+    "my-project", ("us-east5-b",), address, name="training", endpoint=endpoint, poll_seconds=0.1
+)
+fleet.connect()
+demand = fleet.demand(resolve_shape("v4", "2x2x1"), 2, "run", print)
+while "2 ACTIVE" not in demand.describe():
+    time.sleep(0.1)
+print("up", flush=True)
+if how == "raises":
+    raise ValueError("as asked")
+if how == "is killed":
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "raises", "is killed"])
+def test_how_a_process_ends(how: str, machines: LocalFleet, server: QueuedServer, fleet: QueuedResourceFleet) -> None:
+    """What it has created goes with it; when it is killed, with the next process that connects."""
+    server.boot(works=False)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, machines.address, server.endpoint, how],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    assert "up\n" in lines
+    assert len(server.active()) == 2
+    if how == "is killed":
+        process.kill()
+    process.wait(30)
+    process.stdout.close()
+    if how == "is killed":
+        time.sleep(0.5)
+        assert len(server.active()) == 2
+        fleet.connect()
+        fleet.demand(resolve_shape("v4", "2x2x1"), 1, "run", print)
+        server.until(lambda: len(server.deleted) == 2)
+        fleet.close()
+    server.until(lambda: not server.states())
