@@ -6,10 +6,10 @@ import logging
 import threading
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from prefect_tpu.core.errors import ProvisioningError
-from prefect_tpu.provision import plan, reaping
+from prefect_tpu.provision import plan, progress, reaping
+from prefect_tpu.provision.demand import SliceDemand
 from prefect_tpu.provision.owner import FLEET_LABEL, KIND_LABEL, OWNER_LABEL, Owner
 from prefect_tpu.provision.plan import Create, Delete, Memory, Resource, Rules, View
 from prefect_tpu.provision.problems import Cause, CloudError
@@ -21,32 +21,6 @@ log = logging.getLogger("prefect_tpu.provision")
 UNSEEN_SECONDS = 60.0
 """How long the service's lists may lag behind what it has acknowledged."""
 CLOSE_POLL_SECONDS = 0.5
-
-
-@dataclass(slots=True, eq=False)
-class SliceDemand:
-    """What one gang wants. A `cluster.fleet.Demand`."""
-
-    asked: SliceRequest
-    count: int
-    keeper: Keeper
-    _withdrawn: bool = False
-
-    def check(self) -> None:
-        """Raise a ProvisioningError once it is known that they will not come."""
-        why = self.keeper.hopeless(self)
-        if why:
-            raise ProvisioningError(f"no {self.count} slices of {self.asked.kind}: {why}")
-
-    def describe(self) -> str:
-        """How far it is."""
-        return self.keeper.describe(self)
-
-    def withdraw(self) -> None:
-        """They are not wanted any more."""
-        if not self._withdrawn:
-            self._withdrawn = True
-            self.keeper.withdraw(self)
 
 
 class Keeper:
@@ -123,14 +97,14 @@ class Keeper:
             if self._view is None:
                 return ""
             view = self._view_of(self._view, wants)
-            return plan.hopeless(view, self._memory, self.rules, askers=len(self._demands))
+            return progress.hopeless(view, self._memory, self.rules, askers=len(self._demands))
 
     def describe(self, wants: SliceDemand) -> str:
         """How far it is."""
         with self._lock:
             if self._view is None:
                 return "the API is being asked"
-            return plan.describe(self._view_of(self._view, wants), self._memory)
+            return progress.describe(self._view_of(self._view, wants), self._memory)
 
     def close(self) -> list[str]:
         """End, and delete everything that is ours; what could not be deleted in time is named in a warning.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 from urllib.error import URLError
 from uuid import uuid4
@@ -16,6 +17,9 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from prefect_gcp import GcpCredentials
 
 from prefect_tpu import QueuedResourceFleet, QueuedResourceFleetBlock, TpuMultisliceRunner, TpuSlicePool
+from prefect_tpu.cli import run as cli
+from prefect_tpu.provision.owner import Owner
+from tests.provision.queued_server import queued_server
 
 ZONES = ["us-east5-b", "us-east5-c"]
 
@@ -117,3 +121,26 @@ def test_bad_fields_are_refused_before_they_are_saved(fields: dict[str, Any], wo
     with pytest.raises(ValueError) as caught:
         QueuedResourceFleetBlock(**({"project": "my-project", "zones": ZONES} | fields))
     assert words in str(caught.value)
+
+
+def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """`prefect-tpu pool reap`: what it has deleted; elsewhere only if it is said so; other fleets leave nothing."""
+    name = f"pool-{uuid4().hex[:8]}"
+    with queued_server(step_seconds=0.05) as server:
+        fleet = QueuedResourceFleetBlock(project="my-project", zones=ZONES, endpoint=server.endpoint)
+        TpuSlicePool(fleet=fleet, num_slices=2).save(name)
+        TpuSlicePool().save(f"{name}-local")
+        dead = replace(Owner.new(), pid=2**22 + 1)
+        for resource_id, owner in (("left", dead), ("far", replace(dead, machine="0" * 12))):
+            server.put(ZONES[1], resource_id, {"prefect-tpu-fleet": "prefect-tpu", "prefect-tpu-owner": str(owner)})
+        assert cli(["pool", "reap", name]) == 0
+        assert capsys.readouterr().out == "deleted: left\n"
+        server.until(lambda: set(server.states()) == {"far"})
+        assert cli(["pool", "reap", f"tpu-slice-pool/{name}", "--elsewhere", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"deleted": ["far"]}
+        server.until(lambda: not server.states())
+        server.deny()
+        assert cli(["pool", "reap", name]) == 1
+        assert "roles/tpu.admin" in capsys.readouterr().err.replace("\n", " ")
+    assert cli(["pool", "reap", f"{name}-local"]) == 2
+    assert "only queued resources are left behind" in capsys.readouterr().err.replace("\n", " ")

@@ -74,7 +74,7 @@ def keeper(server: QueuedServer) -> Iterator[Callable[..., Keeper]]:
             rules=Rules(**({"idle_release_seconds": 0.3, "zone_pause_seconds": 0.5} | rules)),
             poll_seconds=0.05,
             close_timeout_seconds=5,
-            owner_silence_seconds=0.5,
+            owner_silence_seconds=2.0,
             reap_after_seconds=reap_after_seconds,
         )
         made.append(one)

@@ -19,11 +19,10 @@ from prefect_tpu.provision.plan import (
     View,
     asked_anew,
     decide,
-    describe,
-    hopeless,
     refused,
 )
 from prefect_tpu.provision.problems import Cause, Problem
+from prefect_tpu.provision.progress import describe, hopeless
 
 A, B = "us-east5-a", "us-east5-b"
 KIND = "v4-2x2x1"
