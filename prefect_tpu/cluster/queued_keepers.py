@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from prefect_tpu.cluster import inventory, join, session
+from prefect_tpu.cluster import inventory, join, probe, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.keeper import Keeper
@@ -53,6 +53,9 @@ class SignsOfLife:
         return found.decode() if isinstance(found, bytes) else None
 
     def _ask(self, do: Callable[[Any], Any]) -> Any:
+        if not _answers(self.address):  # Ray's own client tries for 40 s
+            self._client = None
+            return None
         internals: Any = ray
         try:
             if self._client is None:
@@ -232,12 +235,24 @@ def _keeper(fleet: QueuedResourceFleet, api: QueuedResources) -> Keeper:
 
 def slices_in_use(address: str) -> dict[str, bool] | None:
     """Slices that are whole in Ray, and whether each has chips reserved; None if Ray does not answer."""
+    if not _answers(address):  # Ray itself tries for long
+        return None
     try:
         found = inventory.summary_at(address)
     except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
         log.debug("Ray at %s does not answer: %s", address, error)
         return None
     return {one.name: not one.free for one in found.slices if one.intact}
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens where Ray's head is."""
+    host, _, port = address.rpartition(":")
+    endpoint = (host.strip("[]"), int(port))
+    try:
+        return not probe.unreachable([endpoint])
+    except OSError:  # the name of its host is not known any more
+        return False
 
 
 def retire(names: Sequence[str]) -> None:

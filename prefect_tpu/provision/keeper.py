@@ -167,7 +167,7 @@ class Keeper:
         """Ours, and the zones that could not be read. Deletes what is left of owners that are gone."""
         unread = set()
         for zone in self.zones:
-            self.ray.beat(str(self.owner))  # before every call, as each may take long
+            self._beat()
             try:
                 self._known[zone] = self.cloud.list(zone, self.name)
             except CloudError as error:
@@ -219,7 +219,7 @@ class Keeper:
         # Before the call: if its answer is lost, it may be there all the same.
         new = Resource(one.zone, resource_id, "CREATING", one.kind, str(self.owner))
         self._created[resource_id] = (new, time.monotonic() + UNSEEN_SECONDS)
-        self.ray.beat(str(self.owner))
+        self._beat()
         try:
             self.cloud.create(one.zone, resource_id, asked)
         except CloudError as error:
@@ -231,7 +231,7 @@ class Keeper:
         return True
 
     def _delete(self, one: Delete) -> bool:
-        self.ray.beat(str(self.owner))
+        self._beat()
         try:
             self.cloud.delete(one.resource.zone, one.resource.id)
         except CloudError as error:
@@ -255,6 +255,11 @@ class Keeper:
             time.sleep(CLOSE_POLL_SECONDS)
 
     # -- small parts
+
+    def _beat(self) -> None:
+        """A sign of life before every call to the API, as each may take long; none any more in the end."""
+        if not self._stopped.is_set():
+            self.ray.beat(str(self.owner))
 
     def _refused(self, zone: str, kind: str, error: CloudError) -> None:
         with self._lock:
