@@ -13,10 +13,12 @@ from prefect_tpu._version import __version__
 if TYPE_CHECKING:
     from prefect_tpu import runtime as runtime
     from prefect_tpu.blocks import LocalFleetBlock as LocalFleetBlock
+    from prefect_tpu.blocks import QueuedResourceFleetBlock as QueuedResourceFleetBlock
     from prefect_tpu.blocks import RayFleetBlock as RayFleetBlock
     from prefect_tpu.blocks import TpuSlicePool as TpuSlicePool
     from prefect_tpu.cluster.fleet import LocalFleet as LocalFleet
     from prefect_tpu.cluster.fleet import RayFleet as RayFleet
+    from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet as QueuedResourceFleet
     from prefect_tpu.core.errors import AttemptError as AttemptError
     from prefect_tpu.core.errors import ConfigurationError as ConfigurationError
     from prefect_tpu.core.errors import GangCancelledError as GangCancelledError
@@ -53,18 +55,20 @@ _ERRORS = (
     "TopologyError",
     "TpuError",
 )
-_BLOCKS = ("LocalFleetBlock", "RayFleetBlock", "TpuSlicePool")
+_BLOCKS = ("LocalFleetBlock", "QueuedResourceFleetBlock", "RayFleetBlock", "TpuSlicePool")
 _HOME = {
     "task": "prefect_tpu.tasks",
     "materialize": "prefect_tpu.tasks",
     "TpuMultisliceRunner": "prefect_tpu.task_runners",
     "LocalFleet": "prefect_tpu.cluster.fleet",
     "RayFleet": "prefect_tpu.cluster.fleet",
+    "QueuedResourceFleet": "prefect_tpu.cluster.queued_fleet",
 }
 _HOME |= dict.fromkeys(_ERRORS, "prefect_tpu.core.errors") | dict.fromkeys(_BLOCKS, "prefect_tpu.blocks")
 
 __all__ = [
     "LocalFleet",
+    "QueuedResourceFleet",
     "RayFleet",
     "TpuMultisliceRunner",
     "__version__",

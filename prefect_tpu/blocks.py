@@ -6,10 +6,9 @@ Register them with `prefect block register -m prefect_tpu`; the forms are then i
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, get_args
 
 import anyio.to_thread
 from prefect._internal.compatibility.async_dispatch import async_dispatch
@@ -18,9 +17,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFilterBlockTypeId
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from prefect_tpu.cluster.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
+from prefect_tpu.block_base import TpuBlock
+from prefect_tpu.cluster.fleet import Fleet, RayFleet
+from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError, TpuError
 from prefect_tpu.core.gang import sizes_of
+from prefect_tpu.fleet_blocks import LocalFleetBlock, RayFleetBlock
+from prefect_tpu.queued_block import QueuedResourceFleetBlock
 from prefect_tpu.settings import SliceCount
 
 if TYPE_CHECKING:
@@ -31,125 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect_tpu.pools")
 
-_ADDRESS = re.compile(r"[^\s/]+:[0-9]{1,5}")
-LOGO = "https://cdn.sanity.io/images/3ugk85nk/production/10424e311932e31c477ac2b9ef3d53cefbaad708-250x250.png"
-"""Google Cloud's, where Prefect's own collection for it has it; Prefect's client takes no picture in line."""
-DOCUMENTATION = "https://cloud.google.com/tpu/docs/multislice-introduction"
 MAX_SHOWN = 20
 """Names of saved pools in an error."""
 
 
-@runtime_checkable
-class FleetSource(Protocol):
-    """What a pool's `fleet` is."""
-
-    def make(self, accelerator_type: str, topology: str, chips_per_host: int | None) -> Fleet:
-        """The fleet that has slices of this kind. Starts nothing."""
-
-
-class _TpuBlock(Block):
-    """What all of them have."""
-
-    _logo_url: ClassVar[Any] = LOGO
-    _documentation_url: ClassVar[Any] = DOCUMENTATION
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_fields(cls, given: Any) -> Any:
-        """Prefect's blocks keep whatever they are given, so that a misspelt field would be a silent one."""
-        if isinstance(given, dict):
-            known = {*cls.model_fields, "block_type_slug", "is_anonymous"}
-            unknown = sorted(name for name in given if name not in known and not name.startswith("_"))
-            if unknown:
-                raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(cls.model_fields)}")
-        return given
-
-
-class LocalFleetBlock(_TpuBlock):
-    """Simulated TPU slices on the machine that runs the flow, their chips as JAX CPU devices.
-
-    Example:
-        ```python
-        from prefect_tpu.blocks import LocalFleetBlock
-
-        fleet = LocalFleetBlock.load("BLOCK_NAME")
-        ```
-    """
-
-    _block_type_name = "Local TPU Fleet"
-    _block_type_slug = "local-tpu-fleet"
-
-    slices: int = Field(default=2, ge=1, le=MAX_SLICES, description="How many slices are simulated.")
-    cpus_per_host: int = Field(
-        default=1, ge=0, le=1024, title="CPUs per host", description="CPUs that Ray counts for each host."
-    )
-    start_timeout_seconds: float = Field(
-        default=180.0, gt=0, title="Start timeout (seconds)", description="For all hosts to come up, in seconds."
-    )
-
-    def make(self, accelerator_type: str, topology: str, chips_per_host: int | None) -> Fleet:
-        """Simulated slices of this kind."""
-        return LocalFleet(
-            slices=self.slices,
-            accelerator_type=accelerator_type,
-            topology=topology,
-            chips_per_host=chips_per_host,
-            cpus_per_host=self.cpus_per_host,
-            start_timeout_seconds=self.start_timeout_seconds,
-        )
-
-
-class RayFleetBlock(_TpuBlock):
-    """The TPU slices of a Ray cluster that runs already: on TPU VMs, or on GKE by KubeRay.
-
-    Example:
-        ```python
-        from prefect_tpu.blocks import RayFleetBlock
-
-        fleet = RayFleetBlock.load("BLOCK_NAME")
-        ```
-    """
-
-    _block_type_name = "Ray TPU Fleet"
-    _block_type_slug = "ray-tpu-fleet"
-
-    address: str = Field(
-        default="auto",
-        description="'auto' for the cluster that the flow's own machine belongs to, or its host:port.",
-    )
-    namespace: str = Field(
-        default="prefect_tpu", min_length=1, description="Ray's namespace for what prefect_tpu starts."
-    )
-    join: bool = Field(
-        default=False,
-        description="The flow's machine is beside the cluster: a Ray node without resources joins it for the flow.",
-    )
-    autoscaled: bool = Field(
-        default=False,
-        description="Slices that are missing are asked for from Ray's autoscaler while a gang waits for them.",
-    )
-
-    @field_validator("address")
-    @classmethod
-    def _is_an_address(cls, given: str) -> str:
-        if given == "auto" or given.startswith("ray://") or _ADDRESS.fullmatch(given):  # RayFleet says what ray:// is
-            return given
-        raise ValueError(f"must be 'auto' or 'host:port', such as '10.0.0.2:6379', not {given!r}")
-
-    @model_validator(mode="after")
-    def _is_a_fleet(self) -> Self:
-        self._fleet()
-        return self
-
-    def _fleet(self) -> RayFleet:
-        return RayFleet(address=self.address, namespace=self.namespace, join=self.join, autoscaled=self.autoscaled)
-
-    def make(self, accelerator_type: str, topology: str, chips_per_host: int | None) -> Fleet:  # noqa: ARG002
-        """The cluster; it has the slices that it has, or that its autoscaler brings up."""
-        return self._fleet()
-
-
-class TpuSlicePool(_TpuBlock):
+class TpuSlicePool(TpuBlock):
     """TPU slices of one kind: what they are, where they come from, and how runs on them are retried.
 
     Example:
@@ -170,7 +59,7 @@ class TpuSlicePool(_TpuBlock):
     _block_type_name = "TPU Slice Pool"
     _block_type_slug = "tpu-slice-pool"
 
-    fleet: LocalFleetBlock | RayFleetBlock = Field(
+    fleet: LocalFleetBlock | RayFleetBlock | QueuedResourceFleetBlock = Field(
         default_factory=LocalFleetBlock, description="Where the slices come from."
     )
     accelerator_type: str = Field(
@@ -349,8 +238,8 @@ class TpuSlicePool(_TpuBlock):
             The status.
 
         Raises:
-            ConfigurationError: the cluster does not answer, or has too few whole slices of this kind; what there is,
-                and what to do.
+            ConfigurationError: the cluster does not answer, or has too few whole slices of this kind and makes none;
+                what there is, and what to do.
         """
         return _validate(self)
 
@@ -385,7 +274,9 @@ def _status(pool: TpuSlicePool) -> dict[str, Any]:
 def _look_at(fleet: Fleet) -> FleetSummary | None:
     from prefect_tpu.cluster import inventory, session
 
-    address = session.resolve_address(fleet.address) if isinstance(fleet, RayFleet) else fleet.address
+    address = (
+        session.resolve_address(fleet.address) if isinstance(fleet, RayFleet | QueuedResourceFleet) else fleet.address
+    )
     return inventory.summary_at(address) if address else None
 
 
@@ -394,7 +285,7 @@ def _validate(pool: TpuSlicePool) -> dict[str, Any]:
     simulated = isinstance(pool.fleet, LocalFleetBlock)
     if not found["up"] and not simulated:
         raise ConfigurationError(f"{found['fleet']}: {found['problem']}")
-    if getattr(pool.fleet, "autoscaled", False):
+    if getattr(pool.fleet, "autoscaled", False) or isinstance(pool.fleet, QueuedResourceFleetBlock):
         return found  # what is not there yet is brought up when a gang waits for it
     if found["up"] and found["fitting"] < pool.least_slices:
         there = "; ".join(one["says"] for one in found["slices"]) or "no TPU slices"
@@ -472,4 +363,12 @@ def _missing(slug: str) -> str:
     )
 
 
-__all__ = ["FleetSource", "LocalFleetBlock", "RayFleetBlock", "TpuSlicePool", "find_pool", "load_pool", "saved_pools"]
+__all__ = [
+    "LocalFleetBlock",
+    "QueuedResourceFleetBlock",
+    "RayFleetBlock",
+    "TpuSlicePool",
+    "find_pool",
+    "load_pool",
+    "saved_pools",
+]

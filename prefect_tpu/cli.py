@@ -173,11 +173,12 @@ def pool_status(
     pool: Annotated[str, cyclopts.Parameter(help='Its name, or "tpu-slice-pool/NAME".')], /, *, json: Json = False
 ) -> int:
     """Show the slices of a saved pool as they are now. Reserves and starts nothing."""
-    from prefect_tpu.blocks import load_pool
+    from prefect_tpu.blocks import QueuedResourceFleetBlock, load_pool
 
     loaded = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}")
     found: Any = loaded.status(_sync=True)  # type: ignore[call-arg]
     enough = bool(found["fitting"] >= loaded.least_slices) if found["up"] else not found["problem"].startswith("no ")
+    enough = enough or (found["up"] and isinstance(loaded.fleet, QueuedResourceFleetBlock))  # they come when wanted
     if json:
         _tell(json, {"pool": pool, "num_slices": loaded.num_slices, **found}, "")
         return EXIT_OK if enough else EXIT_FAILED
@@ -195,6 +196,30 @@ def pool_status(
             table.add_row(one["name"], f"{one['accelerator_type']} {one['topology']}", hosts, use)
         _print_table(table)
     return EXIT_OK if enough else EXIT_FAILED
+
+
+@pool_app.command(name="reap")
+def pool_reap(
+    pool: Annotated[str, cyclopts.Parameter(help='Its name, or "tpu-slice-pool/NAME".')],
+    /,
+    *,
+    elsewhere: Annotated[
+        bool,
+        cyclopts.Parameter(
+            negative="", help="Also what runs on other machines have created; only if none of them is alive."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Delete the queued resources that killed runs of a pool's fleet have left behind."""
+    from prefect_tpu.blocks import load_pool
+    from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
+
+    fleet = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}").make_fleet()
+    if not isinstance(fleet, QueuedResourceFleet):
+        raise ConfigurationError(f"{pool} is {fleet.describe()}: only queued resources are left behind")
+    deleted = fleet.reap(elsewhere_too=elsewhere)
+    _tell(json, {"deleted": deleted}, f"deleted: {', '.join(deleted) or 'nothing'}")
 
 
 @app.command

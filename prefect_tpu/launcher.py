@@ -191,6 +191,7 @@ class GangLaunch:
                     timeout_seconds=self.timeout_seconds,
                     checkpoint_name=self._checkpoint_name(context.task_run),
                     say=logger,
+                    flow_run_id=None if context.task_run.flow_run_id is None else str(context.task_run.flow_run_id),
                 )
             except ConfigurationError:
                 self._decision = Decision(False)

@@ -14,6 +14,7 @@ from prefect.settings import get_current_settings
 from prefect_tpu.cluster import host_packages
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.plan import GangPlan
+from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.host import DeviceCheck
@@ -125,13 +126,16 @@ class Resolved:
             return results
         return [results[i : i + hosts_per_slice] for i in range(0, len(results), hosts_per_slice)]
 
-    def plan(self, *, timeout_seconds: float | None, checkpoint_name: str, say: Logger) -> GangPlan:
+    def plan(
+        self, *, timeout_seconds: float | None, checkpoint_name: str, say: Logger, flow_run_id: str | None = None
+    ) -> GangPlan:
         """Everything about the gang. Connects to nothing.
 
         Args:
             timeout_seconds: the task's own.
             checkpoint_name: the same for every attempt, and for the same task of a retried flow run.
             say: where a warning about simulated slices goes.
+            flow_run_id: told to a fleet that labels what it creates.
 
         Raises:
             ConfigurationError: no pool of that name, or values that do not fit together.
@@ -143,7 +147,11 @@ class Resolved:
                 "No pool given, none saved as tpu-slice-pool/default, and no PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS set: "
                 "simulated TPU slices on CPU (LocalFleet). Pass pool=... to run on real ones."
             )
-        simulated = isinstance(fleet, LocalFleet)
+        simulated, preemptible = isinstance(fleet, LocalFleet), value("preemptible")
+        if isinstance(fleet, QueuedResourceFleet):
+            if self._options.get("preemptible") is None:
+                preemptible = preemptible or fleet.preemptible
+            fleet = fleet if flow_run_id is None else fleet.for_flow_run(flow_run_id)
         spares, options = value("warm_spares"), self._options
         root = value("checkpoint_root") or get_current_settings().home / "tpu" / "checkpoints"
         return GangPlan(
@@ -172,7 +180,7 @@ class Resolved:
             hang_compile_grace_seconds=settings.hang_compile_grace_seconds,
             lease_hold_seconds=self.lease_hold_seconds,
             metadata_url=settings.metadata_url or ("" if simulated else None),
-            preemptible=value("preemptible"),
+            preemptible=preemptible,
             warm_spares=int(simulated) if spares is None else spares,
             cancel_grace_seconds=self.cancel_grace_seconds,
             inline_payload_bytes=settings.inline_payload_bytes,

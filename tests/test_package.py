@@ -107,11 +107,15 @@ def test_dependencies_are_those_imported_and_bounded_above() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [Requirement(line) for line in project["dependencies"]]
     only_bounded = {"fastapi"}  # Prefect's server; its upper bound is why it is listed
+    of_extras = {ROOT / "prefect_tpu" / name for name in ("provision/queued.py", "queued_block.py")}
     assert {one.name.replace("-", "_") for one in needed} - only_bounded == third_parties(
-        (ROOT / "prefect_tpu").rglob("*.py")
+        path for path in (ROOT / "prefect_tpu").rglob("*.py") if path not in of_extras
     )
+    gcp = {Requirement(line).name for line in project["optional-dependencies"]["gcp"]}
+    assert gcp == {"google-cloud-tpu", "prefect-gcp"}
+    assert third_parties(of_extras) == {"google", "grpc", "prefect_gcp", "prefect", "pydantic"}
     table = (ROOT / "docs" / "design.md").read_text().rpartition("## Dependencies")[2]
-    for one in needed:
+    for one in needed + [Requirement(line) for line in project["optional-dependencies"]["gcp"]]:
         assert any(part.operator == "<" for part in one.specifier), one
         assert re.search(rf"^\| .*\b{one.name}\b.* \|", table, re.MULTILINE), one
 

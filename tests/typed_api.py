@@ -8,7 +8,7 @@ from typing import Any, assert_type
 from prefect.futures import PrefectFuture
 from prefect.tasks import MaterializingTask, Task
 
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, materialize, task
+from prefect_tpu import LocalFleet, QueuedResourceFleet, TpuMultisliceRunner, materialize, task
 from prefect_tpu.tasks import GangTask
 
 
@@ -24,6 +24,11 @@ def defaults(steps: int) -> str:
 
 @task(task_runner=TpuMultisliceRunner(pool=LocalFleet(), flatten=False))
 def nested(steps: int) -> float:
+    return float(steps)
+
+
+@task(task_runner=TpuMultisliceRunner(pool=QueuedResourceFleet("my-project", ("us-east5-b",))))
+def on_demand(steps: int) -> float:
     return float(steps)
 
 

@@ -151,7 +151,7 @@ class LocalFleet:
             fleet.preempt("slice-1")
 
     Args:
-        slices: how many at the start; they are called slice-0, slice-1, ...
+        slices: how many at the start; they are called slice-0, slice-1, ... None at all (0) is for `add_slice`.
         accelerator_type: "v4", "v5e", ...
         topology: of every slice, "2x2x2".
         chips_per_host: None for what hosts of this type have.
@@ -175,7 +175,7 @@ class LocalFleet:
     start_timeout_seconds: float = DEFAULT_START_TIMEOUT_SECONDS
 
     def __post_init__(self) -> None:
-        _check_whole("slices", self.slices, 1, MAX_SLICES)
+        _check_whole("slices", self.slices, 0, MAX_SLICES)
         _check_whole("cpus_per_host", self.cpus_per_host, 0, 1024)
         _check_whole("object_store_bytes_per_host", self.object_store_bytes_per_host, 80 * 1024**2, 1024**4)
         if self.object_store_directory is not None and not os.path.isdir(self.object_store_directory):
@@ -243,13 +243,20 @@ class LocalFleet:
         """Bring back what was preempted or is draining, and wait until it is up. What is up stays."""
         self._running().request("restore", target=target, timeout_seconds=self.start_timeout_seconds)
 
-    def add_slice(self) -> str:
+    def add_slice(self, name: str | None = None) -> str:
         """Add one more slice and wait until it is up.
+
+        Args:
+            name: what it is called; None for the next "slice-N".
 
         Returns:
             Its name.
         """
-        return str(self._running().request("add_slice", timeout_seconds=self.start_timeout_seconds))
+        return str(self._running().request("add_slice", name=name, timeout_seconds=self.start_timeout_seconds))
+
+    def remove_slice(self, target: str) -> None:
+        """Take away a whole slice as `preempt` does, and forget it: it cannot be restored."""
+        self._running().request("remove_slice", target=target)
 
     def status(self) -> dict[str, Any]:
         """Every slice and host with its state ("starting", "up", "draining", "down"), JSON-able."""

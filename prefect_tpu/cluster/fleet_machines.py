@@ -53,6 +53,8 @@ class HostState:
     deadline: float | None = None
     error: str = ""
     failed_starts: int = 0
+    short_name: str = ""
+    """Begins its directory's name: the names of Ray's sockets must stay short."""
 
     @property
     def name(self) -> str:
@@ -95,13 +97,24 @@ class Machines:
         """Hosts that are added start when it is up."""
         self._fork(self.head)
 
-    def add_slice(self) -> list[HostState]:
+    def add_slice(self, name: object = None) -> list[HostState]:
         """One more slice; its hosts start as soon as there is room."""
-        name = f"slice-{self._added}"
-        self._added += 1
-        self.slices[name] = [HostState(name, index, state="starting") for index in range(self.shape.hosts)]
+        number, self._added = self._added, self._added + 1
+        name = f"slice-{number}" if name is None else str(name)
+        if name in self.slices:
+            raise RefusedError(f"there is a slice {name!r} in this fleet already")
+        self.slices[name] = [
+            HostState(name, index, state="starting", short_name=f"{number}-{index}")
+            for index in range(self.shape.hosts)
+        ]
         self._queue += self.slices[name]
         return self.slices[name]
+
+    def remove_slice(self, target: object) -> None:
+        """Kill its hosts and forget it."""
+        self.kill(self.find(target, whole=True))
+        self.say(f"{target} removed")
+        del self.slices[str(target)]
 
     def find(self, target: object, *, whole: bool = False) -> list[HostState]:
         """The hosts of "slice-1", or the one of "slice-1/0"."""
@@ -245,7 +258,7 @@ class Machines:
             )
         where = (self.shape, host.slice_name, host.index)
         # A host that comes back is a new machine: its files must not meet those of the old one.
-        directory = tempfile.mkdtemp(prefix=f"{host.slice_name[6:]}-{host.index}-", dir=self.directory)
+        directory = tempfile.mkdtemp(prefix=f"{host.short_name}-", dir=self.directory)
         return KeeperPlan(
             name=host.name,
             directory=directory,

@@ -133,9 +133,11 @@ class Supervisor:
                 self._waiters.append(Waiter(client, number, hosts, lambda: None))
                 return
             elif do == "add_slice":
-                added = self.machines.add_slice()
+                added = self.machines.add_slice(request.get("name"))
                 self._waiters.append(Waiter(client, number, added, lambda: added[0].slice_name))
                 return
+            elif do == "remove_slice":
+                self.machines.remove_slice(request["target"])
             elif do == "status":
                 value = self.machines.status()
             elif do == "detach":

@@ -65,7 +65,7 @@ def test_it_is_a_value() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"slices": 0}, ConfigurationError, "slices=0.*from 1 to 64"),
+        ({"slices": -1}, ConfigurationError, "slices=-1.*from 0 to 64"),
         ({"slices": True}, ConfigurationError, "slices=True"),
         ({"slices": "2"}, ConfigurationError, "slices='2'"),
         ({"cpus_per_host": -1}, ConfigurationError, "cpus_per_host=-1"),
@@ -250,6 +250,22 @@ def test_a_slice_more(fleet: LocalFleet) -> None:
     with LocalFleet(**ONE_HOST) as small:
         assert small.add_slice() == "slice-1"
         until(lambda: free(small) == ["slice-0", "slice-1"], "slice-1 is there")
+    fleet.connect()
+
+
+def test_slices_with_names_that_come_and_go(fleet: LocalFleet) -> None:
+    """A fleet that begins with none; a name is free again once its slice is gone for good."""
+    with LocalFleet(slices=0, topology="2x2x1") as small:
+        assert small.status()["slices"] == []
+        for _ in range(2):
+            assert small.add_slice("training-0a1b2c3d") == "training-0a1b2c3d"
+            until(lambda: free(small) == ["training-0a1b2c3d"], "it is there")
+            with pytest.raises(ConfigurationError, match="a slice 'training-0a1b2c3d' in this fleet already"):
+                small.add_slice("training-0a1b2c3d")
+            small.remove_slice("training-0a1b2c3d")
+            until(lambda: free(small) == [], "it is gone")
+            with pytest.raises(ConfigurationError, match=r"no slice 'training-0a1b2c3d'.*it has: none"):
+                small.restore("training-0a1b2c3d")
     fleet.connect()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_tpu import blocks
+from prefect_tpu.block_base import TpuBlock
 from tests.e2e.prefect_server import Server
 from tests.prefect.conftest import eventually
 
@@ -37,20 +37,20 @@ def server(ui_server: Server) -> Server:
     return ui_server
 
 
-def all_blocks() -> list[type[blocks._TpuBlock]]:
-    return blocks._TpuBlock.__subclasses__()
+def all_blocks() -> list[type[TpuBlock]]:
+    return TpuBlock.__subclasses__()
 
 
 def text_of(page: Page) -> str:
     return " ".join(page.inner_text("body").split())
 
 
-def labels(block: type[blocks._TpuBlock]) -> list[tuple[str, str]]:
+def labels(block: type[TpuBlock]) -> list[tuple[str, str]]:
     """What the form calls each field, and what it says of it."""
     return [(field.title or name.replace("_", " ").title(), str(field.description)) for name, field in fields(block)]
 
 
-def fields(block: type[blocks._TpuBlock]) -> list[tuple[str, Any]]:
+def fields(block: type[TpuBlock]) -> list[tuple[str, Any]]:
     return list(block.model_fields.items())
 
 

@@ -1,0 +1,41 @@
+"""What all blocks of prefect_tpu have."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import model_validator
+
+LOGO = "https://cdn.sanity.io/images/3ugk85nk/production/10424e311932e31c477ac2b9ef3d53cefbaad708-250x250.png"
+"""Google Cloud's, where Prefect's own collection for it has it; Prefect's client takes no picture in line."""
+DOCUMENTATION = "https://cloud.google.com/tpu/docs/multislice-introduction"
+
+
+_ADDRESS = re.compile(r"[^\s/]+:[0-9]{1,5}")
+
+
+def check_address(given: str) -> str:
+    """An address of a Ray cluster as it is given; the fleet itself says what is wrong with ray://."""
+    if given == "auto" or given.startswith("ray://") or _ADDRESS.fullmatch(given):
+        return given
+    raise ValueError(f"must be 'auto' or 'host:port', such as '10.0.0.2:6379', not {given!r}")
+
+
+class TpuBlock(Block):
+    """A form with a logo, which knows its fields."""
+
+    _logo_url: ClassVar[Any] = LOGO
+    _documentation_url: ClassVar[Any] = DOCUMENTATION
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_fields(cls, given: Any) -> Any:
+        """Prefect's blocks keep whatever they are given, so that a misspelt field would be a silent one."""
+        if isinstance(given, dict):
+            known = {*cls.model_fields, "block_type_slug", "is_anonymous"}
+            unknown = sorted(name for name in given if name not in known and not name.startswith("_"))
+            if unknown:
+                raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(cls.model_fields)}")
+        return given

@@ -1,0 +1,292 @@
+"""The keepers of this process's queued-resource fleets, and what they see of Ray."""
+
+from __future__ import annotations
+
+import atexit
+import ipaddress
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from prefect_tpu.cluster import inventory, join, probe, session
+from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+from prefect_tpu.provision import reaping
+from prefect_tpu.provision.keeper import Keeper
+from prefect_tpu.provision.problems import CloudError
+from prefect_tpu.provision.seams import RayView
+
+if TYPE_CHECKING:
+    from prefect_tpu.cluster.fleet import Say
+    from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
+    from prefect_tpu.provision.queued import QueuedResources
+
+log = logging.getLogger("prefect_tpu.provision")
+
+INSTALL = "pip install 'prefect-tpu[gcp]'"
+SIGNS = b"prefect-tpu-owners"
+SIGN_TIMEOUT_SECONDS = 5.0
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+class SignsOfLife:
+    """Owners' signs of life in a Ray cluster's key-value store, which no connection of this process is needed for."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client: Any = None
+
+    def leave(self, owner: str) -> None:
+        """One more; nothing happens if the cluster does not answer."""
+        sign = uuid.uuid4().hex.encode()
+        self._ask(lambda client: client.internal_kv_put(owner.encode(), sign, True, SIGNS, SIGN_TIMEOUT_SECONDS))
+
+    def last(self, owner: str) -> str | None:
+        """The last one of this owner; None if there is none, or the cluster does not answer."""
+        found = self._ask(lambda client: client.internal_kv_get(owner.encode(), SIGNS, SIGN_TIMEOUT_SECONDS))
+        return found.decode() if isinstance(found, bytes) else None
+
+    def _ask(self, do: Callable[[Any], Any]) -> Any:
+        if not _answers(self.address):  # Ray's own client tries for 40 s
+            self._client = None
+            return None
+        internals: Any = ray
+        try:
+            if self._client is None:
+                self._client = internals._raylet.GcsClient(address=self.address)
+            return do(self._client)
+        except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
+            log.debug("Ray at %s does not answer: %s", self.address, error)
+            self._client = None
+            return None
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """The keeper of a fleet, and where its Ray cluster is."""
+
+    keeper: Keeper
+    address: str
+    signs: SignsOfLife
+
+
+_lock = threading.Lock()
+_kept: dict[QueuedResourceFleet, _Kept] = {}
+_pid = os.getpid()
+
+
+def connect(fleet: QueuedResourceFleet, say: Say | None) -> None:
+    """Make the fleet's Ray cluster this process's; make its keeper, which asks for nothing yet."""
+    _forget_in_fork()
+    with _lock:
+        kept = _kept.get(fleet)
+    fresh = None if kept is not None else cloud(fleet)  # first what can be wrong without anybody's help
+    if say is not None and session.address() is None:
+        say(f"connecting to Ray at {fleet.ray_address}" + (", joining it first" if fleet.join else ""))
+    if fleet.join and session.address() != fleet.ray_address:
+        join.join(session.resolve_address(fleet.ray_address))
+    address = session.connect(fleet.ray_address, namespace=fleet.namespace)
+    with _lock:
+        kept = _kept.get(fleet)
+        if kept is not None:
+            if kept.address != address:
+                kept.address, kept.signs = address, SignsOfLife(address)
+            return
+        assert fresh is not None
+        made = _Kept(_keeper(fleet, fresh), address, SignsOfLife(address))
+        if not _kept:
+            # Registered after Ray's own hook, so it runs before: Ray must not be asked while it shuts down.
+            atexit.unregister(close_all)
+            atexit.register(close_all)
+        _kept[fleet] = made
+
+
+def keeper(fleet: QueuedResourceFleet) -> Keeper:
+    """Of a fleet that is connected."""
+    return _of(fleet).keeper
+
+
+def address_for_hosts(fleet: QueuedResourceFleet) -> str:
+    """Where TPU VMs find the Ray head.
+
+    Raises:
+        ConfigurationError: not connected, or at an address that only this machine has.
+    """
+    address = _of(fleet).address
+    check_reachable(fleet, address)
+    return address
+
+
+def check_reachable(fleet: QueuedResourceFleet, address: str) -> None:
+    """See that TPU VMs can reach a Ray head at this address, as far as that can be told.
+
+    Raises:
+        ConfigurationError: only this machine can.
+    """
+    host = address.rpartition(":")[0]
+    api_is_here = fleet.endpoint is not None and fleet.endpoint.rpartition(":")[0] in LOOPBACK
+    if _is_loopback(host) and not api_is_here:
+        raise ConfigurationError(
+            f"Ray's head is at {address}, which TPU VMs cannot reach. Start it with `ray start --head "
+            "--node-ip-address=ADDRESS` at an address of the TPU VMs' network, and give that as ray_address"
+        )
+
+
+def close(fleet: QueuedResourceFleet) -> None:
+    """Delete everything of this fleet that is ours. Does nothing if it was not connected."""
+    _forget_in_fork()
+    with _lock:
+        kept = _kept.pop(fleet, None)
+    if kept is not None:
+        kept.keeper.close()
+
+
+def close_all() -> None:
+    """Of all fleets, at the same time."""
+    _forget_in_fork()
+    threads = [threading.Thread(target=close, args=(fleet,), name="prefect-tpu-close") for fleet in list(_kept)]
+    for thread in threads[1:]:
+        thread.start()
+    if threads:
+        threads[0].run()
+    for thread in threads[1:]:
+        thread.join()
+
+
+def reap(fleet: QueuedResourceFleet, *, elsewhere_too: bool) -> list[str]:
+    """Delete what dead owners have left."""
+    api = cloud(fleet)
+    try:
+        found = [one for zone in fleet.zones for one in api.list(zone, fleet.name)]
+        left = reaping.left_behind(
+            found,
+            reap_after_seconds=fleet.reap_after_seconds,
+            unix_now=time.time(),
+            unseen_too=elsewhere_too,
+        )
+        for one in left:
+            api.delete(one.zone, one.id)
+    except CloudError as error:
+        raise ProvisioningError(str(error)) from error
+    finally:
+        api.close()
+    return [one.id for one in left]
+
+
+def cloud(fleet: QueuedResourceFleet) -> QueuedResources:
+    """The API as the fleet's identity sees it.
+
+    Raises:
+        ConfigurationError: the client is not installed, or there are no credentials.
+    """
+    try:
+        from prefect_tpu.provision.queued import QueuedResources
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{fleet.describe()} need Google's client for Cloud TPU, and {error.name} is not installed: {INSTALL}"
+        ) from error
+    given: Any = fleet.credentials
+    if hasattr(given, "get_credentials_from_service_account"):  # a GcpCredentials block of prefect-gcp
+        given = given.get_credentials_from_service_account()
+    return QueuedResources(
+        project=fleet.project,
+        credentials=given,
+        endpoint=fleet.endpoint or "",
+        call_timeout_seconds=fleet.api_timeout_seconds,
+        retry_seconds=fleet.api_retry_seconds,
+    )
+
+
+def _keeper(fleet: QueuedResourceFleet, api: QueuedResources) -> Keeper:
+    def look() -> Mapping[str, bool] | None:
+        with _lock:
+            kept = _kept.get(fleet)
+        return None if kept is None else slices_in_use(kept.address)
+
+    def beat(owner: str) -> None:
+        with _lock:
+            kept = _kept.get(fleet)
+        if kept is not None:
+            kept.signs.leave(owner)
+
+    def heard(owner: str) -> str | None:
+        with _lock:
+            kept = _kept.get(fleet)
+        return None if kept is None else kept.signs.last(owner)
+
+    return Keeper(
+        name=fleet.name,
+        zones=fleet.zones,
+        cloud=api,
+        ray=RayView(look, retire, beat, heard),
+        rules=fleet.rules,
+        poll_seconds=fleet.poll_seconds,
+        close_timeout_seconds=fleet.close_timeout_seconds,
+        owner_silence_seconds=fleet.owner_silence_seconds,
+        reap_after_seconds=fleet.reap_after_seconds,
+    )
+
+
+def slices_in_use(address: str) -> dict[str, bool] | None:
+    """Slices that are whole in Ray, and whether each has chips reserved; None if Ray does not answer."""
+    if not _answers(address):  # Ray itself tries for long
+        return None
+    try:
+        found = inventory.summary_at(address)
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
+        log.debug("Ray at %s does not answer: %s", address, error)
+        return None
+    return {one.name: not one.free for one in found.slices if one.intact}
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens where Ray's head is."""
+    host, _, port = address.rpartition(":")
+    endpoint = (host.strip("[]"), int(port))
+    try:
+        return not probe.unreachable([endpoint])
+    except OSError:  # the name of its host is not known any more
+        return False
+
+
+def retire(names: Sequence[str]) -> None:
+    """No gang may lease these slices any more: Ray counts their hosts as draining until they are gone."""
+
+    def drain() -> None:
+        for one in inventory.summary().slices:
+            for host in one.slice.hosts if one.name in names else ():
+                inventory.drain(host.node_id, None, "nobody wants the slice: it is being deleted")
+
+    try:
+        session.while_connected(session.generation(), drain)
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError) as error:
+        log.debug("slices %s could not be drained: %s", names, error)
+
+
+def _of(fleet: QueuedResourceFleet) -> _Kept:
+    _forget_in_fork()
+    with _lock:
+        kept = _kept.get(fleet)
+    if kept is None:
+        raise ConfigurationError(f"{fleet.describe()}: call connect() first")
+    return kept
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _forget_in_fork() -> None:
+    global _pid, _lock
+    if _pid != os.getpid():
+        _pid, _lock = os.getpid(), threading.Lock()
+        _kept.clear()

@@ -1,0 +1,1 @@
+"""Creates slices in a cloud and deletes them again: talks to cloud APIs, never to Ray or Prefect."""
