@@ -18,7 +18,8 @@ from typing_extensions import Unpack
 
 from prefect_tpu.cache import with_gang_shape
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.launcher import GangLaunch, make_launcher
+from prefect_tpu.entry import make_launcher
+from prefect_tpu.launcher import GangLaunch
 from prefect_tpu.task_runners import Flat, Nested, Process0, TpuMultisliceRunner, runner_for
 
 P = ParamSpec("P")

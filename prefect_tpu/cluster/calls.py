@@ -16,12 +16,13 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
+from prefect_tpu._version import __version__
 from prefect_tpu.cluster import object_store
 from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState
 from prefect_tpu.core.environment import gang_environment
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.host import JaxInit, LaunchRequest, Raised, Stage
+from prefect_tpu.core.host import HostReport, JaxInit, LaunchRequest, Raised, Stage
 from prefect_tpu.core.topology import SliceShape
 
 
@@ -92,6 +93,17 @@ def ship(payload: list[Any], big_bytes: int) -> Any:
         return ray.put([np.frombuffer(one, dtype=np.uint8) for one in payload])
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise TransferError(f"Ray's object store takes no arguments of {big_bytes / 1e9:.2f} GB: {error}") from error
+
+
+def check_version(host: HostState, report: HostReport) -> None:
+    """Put it into the host's state if prefect_tpu there is another one than here."""
+    if report.version != __version__:
+        host.raised = Raised(
+            stage="environment",
+            type_name="ConfigurationError",
+            message=f"prefect_tpu {report.version} on the host, {__version__} in the driver; install the same",
+            traceback="",
+        )
 
 
 def note_failure(host: HostState, error: RayError) -> None:

@@ -12,17 +12,16 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from prefect_tpu._version import __version__
 from prefect_tpu.cluster import inventory, results, session
 from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
-from prefect_tpu.cluster.calls import note_failure, request, ship
+from prefect_tpu.cluster.calls import check_version, note_failure, request, ship
+from prefect_tpu.cluster.growth import Growth
 from prefect_tpu.cluster.outside import Outside
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.host import (
     Exited,
-    HostReport,
     LogLine,
     LogRecord,
     Phase,
@@ -40,8 +39,6 @@ WAIT_SECONDS = 0.1
 """How often the attempt looks at cancel, deadlines and heartbeats while no host says anything."""
 BARRIER_MARGIN_SECONDS = 8.0
 """Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
-ROOM_LOOK_SECONDS = 2.0
-"""How often it is looked whether a gang that may have more slices could have them."""
 DISCONNECT_SECONDS = 2.0
 """How long an unexpected error may wait for the news that somebody has shut Ray down."""
 FINISH_SECONDS = 15.0
@@ -73,8 +70,7 @@ class GangAttempt:
     _outside: Outside = field(init=False)
     _launched_at: float = field(init=False, default=0.0)
     _entered_at: float | None = field(init=False, default=None)
-    _room_looked_at: float = field(init=False, default=0.0)
-    _offered: bool = field(init=False, default=False)
+    _growth: Growth = field(init=False)
     _generation: int = field(init=False, default_factory=session.generation)
 
     def run(self) -> AttemptEnd:
@@ -83,6 +79,7 @@ class GangAttempt:
         self.attempt = self.attempt.launch()
         self._id = f"{self.options.run_id}-{self.attempt.number}"
         self._outside = Outside(self._id, self._hosts, self.options, self.observer, self.on_drain)
+        self._growth = Growth(self._id, self.gang.num_slices, self._hosts, self.options, self.observer, self.room)
         started = self._launched_at = time.monotonic()
         outcome: Kind | None = None
         try:
@@ -138,7 +135,7 @@ class GangAttempt:
         if self.cancelled():
             return Kind.CANCELLED
         for host, report in prepared.items():
-            self._check_version(host, report)
+            check_version(host, report)
             self._outside.connect(host, report)
         if any(host.failed for host in self._hosts):
             return None
@@ -162,15 +159,6 @@ class GangAttempt:
 
         self._call_all(launch, options.agent_start_timeout_seconds, "did not start its process")
         return Kind.CANCELLED if self.cancelled() else None
-
-    def _check_version(self, host: HostState, report: HostReport) -> None:
-        if report.version != __version__:
-            host.raised = Raised(
-                stage="environment",
-                type_name="ConfigurationError",
-                message=f"prefect_tpu {report.version} on the host, {__version__} in the driver; install the same",
-                traceback="",
-            )
 
     # -- watching
 
@@ -203,7 +191,7 @@ class GangAttempt:
                             host.lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
             failed = [host for host in self._hosts if host.failed]
             if not failed:
-                self._offer_room(now)
+                self._growth.look(self._entered_at, now)
             if failed:
                 leaves = all(host.left for host in failed) and (
                     bool(self._outside.draining) or any(host.left_to_resize for host in failed)
@@ -216,28 +204,6 @@ class GangAttempt:
                 if now >= window_ends or all(host.failed or host.returned for host in self._hosts):
                     return None
             self._step(WAIT_SECONDS)
-
-    def _offer_room(self, now: float) -> None:
-        """Tell the function when more slices are free, and when they are not any more; not too soon after a start."""
-        options = self.options
-        if self._entered_at is None or self.gang.num_slices >= options.most_slices:
-            return
-        if now < max(self._entered_at + options.resize_interval_seconds, self._room_looked_at + ROOM_LOOK_SECONDS):
-            return
-        self._room_looked_at = now
-        size = self.room()
-        if bool(size) == self._offered:
-            return
-        self._offered = bool(size)
-        have = self.gang.num_slices
-        self.observer.say(
-            f"slices are free: {size} in place of {have} from the next resize point on"
-            if size
-            else f"the free slices are taken: it stays with {have}"
-        )
-        for host in self._hosts:
-            if not host.over:
-                host.agent.offer.remote(self._id, self._offered)
 
     def _look_outside(self) -> None:
         self._outside.look()

@@ -1,4 +1,4 @@
-"""Reserve slices for a gang, hold them over attempts, give them back."""
+"""The queue for slices: who gets which, and when."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from prefect_tpu.cluster import inventory, session
 from prefect_tpu.cluster.fleet import Demand
+from prefect_tpu.cluster.lease import Extra, GangLease, Lease, release_all, reserve
 from prefect_tpu.core.errors import GangCancelledError, SliceUnavailableError
-from prefect_tpu.core.gang import Gang, Slice, numeric_key, order_slices
+from prefect_tpu.core.gang import numeric_key
 from prefect_tpu.core.topology import SliceShape
 
 log = logging.getLogger("prefect_tpu.leases")
@@ -28,124 +27,9 @@ RETRY_MIN_SECONDS = 0.1
 RETRY_MAX_SECONDS = 0.6
 SETTLE_SECONDS = 1.0
 """Nothing is said about a wait shorter than this: chips just given back take a moment to show as free."""
-LONGEST_HAND_OVER_SECONDS = 30.0
-"""A lease older than this is not handed on inside the process, so that other processes get their turn."""
 SUSPECT_SECONDS = 15.0
 """A slice that could not be reserved, or lost a host, is tried last for this long: the cluster's own
 view of it is stale for some seconds."""
-
-
-Extra = tuple[tuple[str, float], ...]
-"""Resources beside the chips that are reserved on each host, sorted by name: (("CPU", 4.0),)."""
-
-
-@dataclass(slots=True)
-class Lease:
-    """Our hold on one slice: a placement group over the chips of all its hosts."""
-
-    slice: Slice
-    group: Any
-    generation: int
-    reserved_at: float
-    extra: Extra = ()
-    released: bool = False
-
-    def release(self) -> None:
-        """Give the slice back. Safe to call twice, and after the cluster has gone."""
-        if self.released:
-            return
-        self.released = True
-        try:
-            # Of another generation: its cluster is not connected any more, and the group went with the connection.
-            session.while_connected(self.generation, lambda: remove_placement_group(self.group))
-        except Exception as error:  # noqa: BLE001 - the cluster may be gone, and its groups with it
-            log.debug("could not remove the placement group of %s: %s", self.slice.name, error)
-
-
-@dataclass(slots=True)
-class GangLease:
-    """The leases of all slices of a gang."""
-
-    leases: list[Lease]
-    generation: int
-    queue: LeaseQueue
-    _released: bool = field(default=False)
-
-    _missing: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.leases.sort(key=lambda one: numeric_key(one.slice.name))
-
-    @property
-    def gang(self) -> Gang:
-        """Its slices; one that has taken another's place has its index, too."""
-        return Gang(tuple(order_slices((lease.slice,))[0] for lease in self.leases))
-
-    @property
-    def missing(self) -> int:
-        """How many slices were dropped and not filled in again."""
-        return len(self._missing)
-
-    def drop(self, slice_names: Collection[str]) -> None:
-        """Give back the slices of these names and keep the others, with their places."""
-        for index, lease in enumerate(self.leases):
-            if lease.slice.name in slice_names and index not in self._missing:
-                lease.release()
-                self._missing.append(index)
-        self.queue.look_again()
-
-    def fill(self, other: GangLease) -> None:
-        """Take over the slices of another lease, in the places of those that were dropped, as far as they go."""
-        places = sorted(self._missing)
-        for index, lease in zip(places, other.leases, strict=False):
-            self.leases[index] = lease
-        self._missing = places[len(other.leases) :]
-        other._hand_on()
-
-    def extend(self, other: GangLease) -> None:
-        """Take over the slices of another lease, behind those that are there."""
-        self.leases.extend(other.leases)
-        other._hand_on()
-
-    def shrink(self, num_slices: int) -> None:
-        """Go on with so many: without those that were dropped, the others in their order; give back the rest."""
-        kept = [lease for index, lease in enumerate(self.leases) if index not in self._missing]
-        self.leases, self._missing = kept[:num_slices], []
-        _release_all(kept[num_slices:])
-        self.queue.look_again()
-
-    def _hand_on(self) -> None:
-        """Its slices are another lease's now."""
-        self._released = True
-        session.release()
-
-    def release(self) -> None:
-        """Give every slice back."""
-        if self._released:
-            return
-        self._released = True
-        for lease in self.leases:
-            lease.release()
-        session.release()
-        self.queue.look_again()
-
-    def hand_over(self, linger_seconds: float) -> None:
-        """Leave the slices to the next gang of this process; if none takes them, they are given back.
-
-        Ray needs some tenths of a second until what is given back can be reserved again; gangs that follow
-        each other need not wait for that.
-        """
-        now = time.monotonic()
-        if (
-            linger_seconds <= 0
-            or self._missing
-            or any(now - one.reserved_at > LONGEST_HAND_OVER_SECONDS for one in self.leases)
-        ):
-            self.release()
-        elif not self._released:
-            self._released = True
-            session.release()
-            self.queue.keep(self.leases, now + linger_seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +75,7 @@ class LeaseQueue:
                 self._kept |= {one.slice.name: (one, until) for one in leases}
                 leases = []
             self._changed.notify_all()
-        _release_all(leases)
+        release_all(leases)
 
     def close(self) -> None:
         """Give back what is kept, and keep nothing from now on."""
@@ -199,7 +83,7 @@ class LeaseQueue:
             self._closed = True
             kept, self._kept = [lease for lease, _ in self._kept.values()], {}
             self._changed.notify_all()
-        _release_all(kept)
+        release_all(kept)
 
     def _give_back_when_due(self) -> None:
         while True:
@@ -213,7 +97,7 @@ class LeaseQueue:
                     soonest = min((until for _, until in self._kept.values()), default=None)
                     self._changed.wait(None if soonest is None else soonest - now)
                     continue
-            _release_all(leases)
+            release_all(leases)
             self.look_again()
 
     def somebody_waits(self, shape: SliceShape) -> bool:
@@ -347,10 +231,10 @@ class LeaseQueue:
             free = inventory.free_slices(shape)
             missing = num_slices - len(leases)
             if len(free) < missing:
-                _release_all(leases)
+                release_all(leases)
                 return None
             chosen = sorted(free, key=lambda one: (one.name in suspects, numeric_key(one.name)))[:missing]
-            leases.extend(_reserve(one, shape, ticket.extra) for one in chosen)
+            leases.extend(reserve(one, shape, ticket.extra) for one in chosen)
             give_up = time.monotonic() + RESERVE_TIMEOUT_SECONDS
             for lease in leases:
                 if not lease.group.wait(max(0.01, give_up - time.monotonic())):
@@ -359,9 +243,9 @@ class LeaseQueue:
             else:
                 return leases
         except BaseException:
-            _release_all(leases)
+            release_all(leases)
             raise
-        _release_all(leases)
+        release_all(leases)
         return None
 
     def _take_kept(self, ticket: _Ticket) -> list[Lease]:
@@ -385,27 +269,6 @@ class LeaseQueue:
                 and lease.extra == ticket.extra
             ]
             return [self._kept.pop(name)[0] for name in sorted(names, key=numeric_key)[: ticket.num_slices]]
-
-
-def _reserve(one: Slice, shape: SliceShape, extra: Extra) -> Lease:
-    # The head resource goes with host 0, so that programs which claim slices by it stay away.
-    bundles = [
-        {"TPU": float(host.chips)}
-        | ({f"TPU-{shape.pod_type}-head": 1.0} if host.has_head_resource else {})
-        | dict(extra)
-        for host in one.hosts
-    ]
-    group = placement_group(
-        bundles,
-        strategy="STRICT_SPREAD" if len(bundles) > 1 else "PACK",
-        bundle_label_selector=[{"ray.io/node-id": host.node_id} for host in one.hosts],
-    )
-    return Lease(one, group, session.generation(), time.monotonic(), extra)
-
-
-def _release_all(leases: list[Lease]) -> None:
-    for lease in leases:
-        lease.release()
 
 
 def _unavailable(ticket: _Ticket, fleet: str, timeout_seconds: float, position: int) -> str:

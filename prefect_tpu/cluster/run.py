@@ -17,7 +17,7 @@ from prefect_tpu.cluster import host_packages, inventory, pickling, session
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
 from prefect_tpu.cluster.gang import GangAttempt
-from prefect_tpu.cluster.leases import GangLease
+from prefect_tpu.cluster.lease import GangLease
 from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.cluster.slices import GangSlices
 from prefect_tpu.core.attempt import Attempt

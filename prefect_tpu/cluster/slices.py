@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from prefect_tpu.cluster import inventory, session
 from prefect_tpu.cluster.fleet import Demand
-from prefect_tpu.cluster.leases import GangLease, LeaseQueue
+from prefect_tpu.cluster.lease import GangLease
+from prefect_tpu.cluster.leases import LeaseQueue
 from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.core.errors import SliceUnavailableError
 from prefect_tpu.core.topology import SliceShape

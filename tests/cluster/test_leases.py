@@ -15,8 +15,10 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import GangCancelledError, LocalFleet, SliceUnavailableError
-from prefect_tpu.cluster import autoscaler, inventory, leases, tpu
-from prefect_tpu.cluster.leases import GangLease, LeaseQueue
+from prefect_tpu.cluster import autoscaler, inventory, tpu
+from prefect_tpu.cluster import lease as lease_module
+from prefect_tpu.cluster.lease import GangLease
+from prefect_tpu.cluster.leases import LeaseQueue
 from prefect_tpu.core.gang import Host, Slice
 
 SHAPE = tpu.resolve_shape("v4", "2x2x2")
@@ -188,7 +190,7 @@ def test_what_is_left_for_the_next_gang_is_given_back_at_the_end(fleet: LocalFle
 
 def test_slices_are_not_handed_on_for_ever(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other processes get their turn: an old lease is given back at once."""
-    monkeypatch.setattr(leases, "LONGEST_HAND_OVER_SECONDS", 0.0)
+    monkeypatch.setattr(lease_module, "LONGEST_HAND_OVER_SECONDS", 0.0)
     lease = acquire(LeaseQueue(), 1)
     lease.hand_over(60)
     assert live_groups() == 0
