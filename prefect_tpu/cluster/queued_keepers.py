@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ipaddress
+import json
 import logging
 import os
 import threading
@@ -18,6 +19,7 @@ import ray
 from prefect_tpu.cluster import inventory, join, probe, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.provision import reaping
+from prefect_tpu.provision.janitor import Janitor
 from prefect_tpu.provision.keeper import Keeper
 from prefect_tpu.provision.problems import CloudError
 from prefect_tpu.provision.seams import RayView
@@ -32,6 +34,8 @@ log = logging.getLogger("prefect_tpu.provision")
 INSTALL = "pip install 'prefect-tpu[gcp]'"
 SIGNS = b"prefect-tpu-owners"
 SIGN_TIMEOUT_SECONDS = 5.0
+JANITOR_SECONDS = 600.0
+"""How long a killed process's slices are tried to be deleted, at least."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -74,6 +78,7 @@ class _Kept:
     keeper: Keeper
     address: str
     signs: SignsOfLife
+    janitor: Janitor | None = None
 
 
 _lock = threading.Lock()
@@ -108,8 +113,40 @@ def connect(fleet: QueuedResourceFleet, say: Say | None) -> None:
 
 
 def keeper(fleet: QueuedResourceFleet) -> Keeper:
-    """Of a fleet that is connected."""
-    return _of(fleet).keeper
+    """Of a fleet that is connected, and from now on looked after should this process be killed."""
+    kept = _of(fleet)
+    with _lock:
+        if kept.janitor is None:
+            kept.janitor = _janitor(fleet, kept.keeper)
+    return kept.keeper
+
+
+def _janitor(fleet: QueuedResourceFleet, looks_after: Keeper) -> Janitor | None:
+    given: Any = fleet.credentials
+    key = None
+    if getattr(given, "service_account_info", None) is not None:
+        key = given.service_account_info.get_secret_value()
+    elif getattr(given, "service_account_file", None) is not None:
+        key = json.loads(given.service_account_file.expanduser().read_text())
+    elif given is not None and not hasattr(given, "get_credentials_from_service_account"):
+        log.info(
+            "credentials of google.auth cannot be handed on: if this process is killed, its slices stay until the "
+            "next run of the fleet"
+        )
+        return None
+    return Janitor(
+        {
+            "project": fleet.project,
+            "zones": fleet.zones,
+            "fleet": fleet.name,
+            "owner": str(looks_after.owner),
+            "endpoint": fleet.endpoint or "",
+            "call_seconds": fleet.api_timeout_seconds,
+            "retry_seconds": fleet.api_retry_seconds,
+            "seconds": max(JANITOR_SECONDS, fleet.close_timeout_seconds),
+            "service_account": key,
+        }
+    )
 
 
 def address_for_hosts(fleet: QueuedResourceFleet) -> str:
@@ -143,8 +180,11 @@ def close(fleet: QueuedResourceFleet) -> None:
     _forget_in_fork()
     with _lock:
         kept = _kept.pop(fleet, None)
-    if kept is not None:
-        kept.keeper.close()
+    if kept is None:
+        return
+    left = kept.keeper.close()
+    if kept.janitor is not None:
+        kept.janitor.take_over() if left else kept.janitor.dismiss()
 
 
 def close_all() -> None:

@@ -6,6 +6,8 @@ The service is the tests' own; what it makes ACTIVE boots as a host of a local f
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ from prefect_tpu.provision.owner import Owner
 from tests.chaos.conftest import Story
 from tests.prefect.conftest import eventually
 from tests.prefect.test_prefect_sees import artifact_rows, log_messages, task_runs
+from tests.processes import alive, assert_gone, descendants
 from tests.provision.conftest import EAST, SCRIPT, WEST
 from tests.provision.queued_server import QueuedServer, queued_server
 
@@ -85,7 +88,7 @@ def body(folder: str, pause_at: int) -> tuple[float, int]:
     """Train the quickstart's network; in the first attempt stop at a step, until something happens."""
     ctx = runtime.current()
 
-    def after_step(step: int) -> None:
+    def after_step(step: int, loss: float) -> None:
         if step == pause_at and ctx.attempt == 1:
             Path(folder, f"paused-{ctx.slice_name}").touch()
             time.sleep(100)
@@ -239,14 +242,14 @@ while "2 ACTIVE" not in demand.describe():
 print("up", flush=True)
 if how == "raises":
     raise ValueError("as asked")
-if how == "is killed":
+if how.startswith("is "):
     time.sleep(100)
 """
 
 
-@pytest.mark.parametrize("how", ["ends", "raises", "is killed"])
+@pytest.mark.parametrize("how", ["ends", "raises", "is killed", "is told to end", "is killed with its janitor"])
 def test_how_a_process_ends(how: str, machines: LocalFleet, server: QueuedServer, fleet: QueuedResourceFleet) -> None:
-    """What it has created goes with it; when it is killed, with the next process that connects."""
+    """What it has created goes with it, whatever the signal; if its janitor is gone, with the next that connects."""
     server.boot(works=False)
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS, machines.address, server.endpoint, how],
@@ -256,11 +259,17 @@ def test_how_a_process_ends(how: str, machines: LocalFleet, server: QueuedServer
     lines = iter(process.stdout.readline, "")
     assert "up\n" in lines
     assert len(server.active()) == 2
-    if how == "is killed":
+    below = descendants(process.pid)
+    if how == "is killed with its janitor":
+        (janitor,) = [pid for pid, command in alive(below).items() if "provision.janitor" in command]
+        os.kill(janitor, signal.SIGKILL)
+    if how.startswith("is killed"):
         process.kill()
+    elif how == "is told to end":
+        process.terminate()
     process.wait(30)
     process.stdout.close()
-    if how == "is killed":
+    if how == "is killed with its janitor":
         time.sleep(0.5)
         assert len(server.active()) == 2
         fleet.connect()
@@ -268,3 +277,4 @@ def test_how_a_process_ends(how: str, machines: LocalFleet, server: QueuedServer
         server.until(lambda: len(server.deleted) == 2)
         fleet.close()
     server.until(lambda: not server.states())
+    assert_gone(below, 20)
