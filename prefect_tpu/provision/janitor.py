@@ -71,17 +71,11 @@ def sweep(config: dict[str, Any]) -> None:
     """
     from prefect_tpu.provision.plan import LEAVING
     from prefect_tpu.provision.problems import CloudError
-    from prefect_tpu.provision.queued import CLOUD_SCOPE, QueuedResources
+    from prefect_tpu.provision.queued import QueuedResources, identity_of
 
-    identity: Any = None
-    if config["service_account"]:
-        from google.oauth2 import service_account
-
-        kind: Any = service_account.Credentials
-        identity = kind.from_service_account_info(config["service_account"], scopes=[CLOUD_SCOPE])
     api = QueuedResources(
         project=config["project"],
-        credentials=identity,
+        credentials=identity_of(config["service_account"]) if config["service_account"] else None,
         endpoint=config["endpoint"],
         call_timeout_seconds=config["call_seconds"],
         retry_seconds=config["retry_seconds"],

@@ -17,6 +17,7 @@ from google.api_core.timeout import ConstantTimeout
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
+from google.oauth2 import service_account
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode, insecure_channel
@@ -43,6 +44,12 @@ TYPES = {
     "v5p": tpu_v2.AcceleratorConfig.Type.V5P,
     "v6e": tpu_v2.AcceleratorConfig.Type.V6E,
 }
+
+
+def identity_of(key: dict[str, str]) -> Any:
+    """google.auth's credentials of a service account, from the content of its key file."""
+    credentials: Any = service_account.Credentials
+    return credentials.from_service_account_info(key, scopes=[CLOUD_SCOPE])
 
 
 @dataclass(slots=True)
