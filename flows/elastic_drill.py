@@ -20,7 +20,7 @@ from quickstart import PRELOAD, train_to
 import prefect_tpu
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime
 
-STEPS = 80
+STEPS = 60
 CHECKPOINT_EVERY_STEPS = 10
 LOSE_SLICES_AT, BRING_BACK_AT = 15, 25
 LOST = ("slice-2", "slice-3")

@@ -70,6 +70,8 @@ def up(
     from prefect_tpu.cluster import fleet_daemon
     from prefect_tpu.cluster.fleet import LocalFleet
 
+    if slices < 1:
+        raise ConfigurationError(f"fleet up: slices={slices} must be at least 1, or no gang can ever run on it")
     fleet = LocalFleet(
         slices=slices,
         accelerator_type=accelerator_type,

@@ -46,6 +46,9 @@ class Listener:
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def waiting(self, _: int, text: str) -> None:
+        self.said.append(text)
+
     def __getattr__(self, _: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
@@ -60,9 +63,12 @@ def gang(address: str, **options: Any) -> GangRun:
     return GangRun(plan, "run-of-the-test")
 
 
-@pytest.fixture(scope="module", params=["v2", "v1"])
+V2 = pytest.mark.parametrize("cluster", ["v2"], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[AutoscalingRay]:
-    """Without a slice; two single-host slices at most. Both versions of Ray's autoscaler."""
+    """Without a slice; two single-host slices at most. Which version of Ray's autoscaler is the parameter."""
     with AutoscalingRay(SHAPE, v2=request.param == "v2") as one:
         yield one
         run.close()
@@ -125,7 +131,11 @@ def host_code(folder: str) -> int:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-@pytest.mark.parametrize(("end", "num_slices"), [("return", 2), ("raise", 1)])
+@pytest.mark.parametrize(
+    ("cluster", "end", "num_slices"),
+    [("v1", "return", 2), ("v2", "return", 2), ("v2", "raise", 1)],
+    indirect=["cluster"],
+)
 def test_slices_come_for_a_gang_and_go_after_it(
     cluster: AutoscalingRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, num_slices: int
 ) -> None:
@@ -158,6 +168,7 @@ def test_slices_come_for_a_gang_and_go_after_it(
     assert asked() == NOTHING
 
 
+@V2
 def test_no_cluster_and_no_spares(cluster: AutoscalingRay) -> None:
     """An autoscaled fleet needs its cluster to be there, if not its slices; agents ahead only if they are asked for."""
     with pytest.raises(ConfigurationError, match="does not answer"):
@@ -167,6 +178,7 @@ def test_no_cluster_and_no_spares(cluster: AutoscalingRay) -> None:
     assert gang(cluster.address, warm_spares=1).plan.warm_spares == 1
 
 
+@V2
 def test_a_gang_that_is_cancelled_while_it_waits(cluster: AutoscalingRay) -> None:
     """What it has asked for is withdrawn; all hosts of a slice were asked for, as the autoscaler counts hosts."""
     one = gang(cluster.address, topology="2x2x2", num_slices=2)
@@ -180,16 +192,17 @@ def test_a_gang_that_is_cancelled_while_it_waits(cluster: AutoscalingRay) -> Non
     wait(lambda: asked() == NOTHING, "nothing is asked for any more")
 
 
-def test_slices_that_do_not_come(cluster: AutoscalingRay, request: pytest.FixtureRequest) -> None:
-    """The error says what was asked for and, with its second version, what the autoscaler says; nothing remains."""
+@V2
+def test_slices_that_do_not_come(cluster: AutoscalingRay) -> None:
+    """The error says what was asked for and what the autoscaler says (its second version does); nothing remains."""
     one = gang(cluster.address, topology="2x2x2", lease_timeout_seconds=8)
     with pytest.raises(SliceUnavailableError, match="asked for 1 v4 2x2x2 slices") as raised:
         one.attempt(1, Call(print, (), {}, None), Listener())
-    if "v2" in request.node.callspec.id:
-        assert "no worker group of the cluster is of this type" in str(raised.value)
+    assert "no worker group of the cluster is of this type" in str(raised.value)
     wait(lambda: asked() == NOTHING, "nothing is asked for any more")
 
 
+@V2
 def test_gangs_of_two_processes_and_a_killed_one(cluster: AutoscalingRay) -> None:
     """Each asks for its own slices; those of a driver that gets SIGKILL are not asked for any more, the others are."""
     RayFleet(cluster.address, autoscaled=True).connect()

@@ -69,7 +69,7 @@ def test_the_version(cli: Cli) -> None:
         (("fleet", "status", "--name", "none"), 1, "No fleet called 'none' is up.*prefect-tpu fleet up --name none"),
         (("fleet", "down", "--name", "none"), 1, "No fleet called 'none' is up"),
         (("fleet", "preempt", "slice-0", "--name", "none"), 1, "No fleet called 'none' is up"),
-        (("fleet", "up", "--slices", "0", "--name", "none"), 2, "slices=0"),
+        (("fleet", "up", "--slices", "0", "--name", "none"), 2, "slices=0.*at least 1"),
         (("fleet", "up", "--slices", "many"), 2, "many"),
         (("fleet", "up", "--accelerator-type", "v9", "--name", "none"), 2, "'v9'.*v5litepod.*v6e"),
         (("fleet", "up", "--topology", "3x3", "--name", "none"), 2, "'3x3'.*2x2x2"),
