@@ -86,7 +86,9 @@ def test_what_is_shown_while_the_run_goes_on(chaos: Chaos) -> None:
                 "POST", "/artifacts/filter", json={"artifacts": {"task_run_id": {"any_": [runs[0]["id"]]}}}
             ).json()
             by_type = {artifact["type"]: artifact for artifact in found}
-            return by_type if "all 4 hosts run" in by_type.get("progress", {}).get("description", "") else None
+            return (
+                by_type if "attempt 2: all 4 hosts run" in by_type.get("progress", {}).get("description", "") else None
+            )
 
         try:
             shown.update(eventually(look, "the progress of the second attempt"))
