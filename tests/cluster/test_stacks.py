@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from prefect_tpu.cluster import stacks
+from tests.prefect.conftest import eventually
 
 SLEEPER = """
 import time
@@ -71,7 +72,9 @@ def test_a_process_that_is_stopped(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("process", [COMPILER], indirect=True)
 def test_a_process_that_compiles(process: subprocess.Popen[str]) -> None:
     """XLA's compiler is in C++; JAX's own function above it is what tells."""
-    assert stacks.compiles(stacks.dump(process.pid, os.kill))
+    # It may be a moment before that, where it has just said that it is ready.
+    eventually(lambda: stacks.compiles(stacks.dump(process.pid, os.kill)), "it compiles", 5)
+    assert process.poll() is None
 
 
 def test_a_process_that_has_ended() -> None:
