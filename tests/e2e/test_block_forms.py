@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_tpu.block_base import TpuBlock
+from prefect_tpu.blocks import LocalFleetBlock, QueuedResourceFleetBlock, RayFleetBlock, TpuSlicePool
 from tests.e2e.prefect_server import Server
 from tests.prefect.conftest import eventually
 
@@ -32,13 +33,17 @@ def server(ui_server: Server) -> Server:
         env=os.environ | {"PREFECT_API_URL": ui_server.url},
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    for block in all_blocks():
+    for block in ALL_BLOCKS:
         assert str(block._block_type_name) in done.stdout
     return ui_server
 
 
-def all_blocks() -> list[type[TpuBlock]]:
-    return TpuBlock.__subclasses__()
+ALL_BLOCKS: tuple[type[TpuBlock], ...] = (LocalFleetBlock, RayFleetBlock, QueuedResourceFleetBlock, TpuSlicePool)
+
+
+def test_no_block_is_forgotten_here() -> None:
+    """Each has a form."""
+    assert set(ALL_BLOCKS) == set(TpuBlock.__subclasses__())
 
 
 def text_of(page: Page) -> str:
@@ -79,16 +84,16 @@ def documents(server: Server) -> dict[str, dict[str, Any]]:
 def test_the_catalog(server: Server, page: Page, pictures: Path) -> None:
     """Every kind of block is in it."""
     page.goto(f"{server.ui}/blocks/catalog")
-    for block in all_blocks():
+    for block in ALL_BLOCKS:
         page.get_by_text(str(block._block_type_name), exact=True).first.wait_for()
     page.get_by_text("TPU Slice Pool", exact=True).first.scroll_into_view_if_needed()
     page.screenshot(path=pictures / "blocks.png")
 
 
-@pytest.mark.parametrize("slug", [str(block._block_type_slug) for block in all_blocks()])
+@pytest.mark.parametrize("slug", [str(block._block_type_slug) for block in ALL_BLOCKS])
 def test_the_form_explains_every_field(slug: str, server: Server, page: Page, pictures: Path) -> None:
     """Title and description of each, and none that is unknown."""
-    (block,) = [one for one in all_blocks() if one._block_type_slug == slug]
+    (block,) = [one for one in ALL_BLOCKS if one._block_type_slug == slug]
     open_form(server, page, slug)
     text = text_of(page)
     at = 0
