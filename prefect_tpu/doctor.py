@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.host import DeviceCheck
+from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.settings import current_settings, describe_settings
 
 SETTINGS_PREFIX = "PREFECT_INTEGRATIONS_TPU_"

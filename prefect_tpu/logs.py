@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.host import LogLine, LogRecord, Progress
+from prefect_tpu.core.messages import LogLine, LogRecord, Progress
 from prefect_tpu.core.rate import RateLimit
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]

@@ -10,7 +10,7 @@ from prefect_tpu import artifacts, states
 from prefect_tpu.artifacts import RunArtifacts
 from prefect_tpu.bars import SliceBars
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.host import LogLine, LogRecord, Progress
+from prefect_tpu.core.messages import LogLine, LogRecord, Progress
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.events import GangEvents
 from prefect_tpu.logs import RunLog

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from prefect_tpu.core.gang import Gang
-from prefect_tpu.core.host import Progress
+from prefect_tpu.core.messages import Progress
 
 INTERVAL_SECONDS = 5.0
 """Between two versions while steps advance; what else changes is told at once."""

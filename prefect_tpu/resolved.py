@@ -17,7 +17,7 @@ from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
-from prefect_tpu.core.host import DeviceCheck
+from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.retry import Limits
 from prefect_tpu.settings import current_settings
 

@@ -16,7 +16,7 @@ from prefect_tpu.cluster import object_store
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.cluster.lifeline import Heart
 from prefect_tpu.cluster.metadata import MetadataWatcher
-from prefect_tpu.core.host import HostReport, LaunchRequest, Notice, Poll
+from prefect_tpu.core.messages import HostReport, LaunchRequest, Notice, Poll
 
 SMALL_PIECE_BYTES = 64 * 1024
 """Goes back with the answer."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.host import DeviceCheck, Exited, LogLine, LogRecord, Progress, Raised, Returned
+from prefect_tpu.core.messages import DeviceCheck, Exited, LogLine, LogRecord, Progress, Raised, Returned
 from prefect_tpu.core.verdict import Kind
 
 

@@ -22,7 +22,7 @@ from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState
 from prefect_tpu.core.environment import gang_environment
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.host import HostReport, JaxInit, LaunchRequest, Raised, Stage
+from prefect_tpu.core.messages import HostReport, JaxInit, LaunchRequest, Raised, Stage
 from prefect_tpu.core.topology import SliceShape
 
 

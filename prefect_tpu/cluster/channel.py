@@ -11,7 +11,7 @@ import socket
 from typing import Any
 
 from prefect_tpu.cluster import payload
-from prefect_tpu.core.host import Event
+from prefect_tpu.core.messages import Event
 
 MAX_MESSAGE_BYTES = 128 * 1024
 """Below what the kernel takes as one message with its default buffer sizes."""

@@ -30,7 +30,7 @@ from prefect_tpu.cluster.channel import receive_command, send_event
 from prefect_tpu.cluster.streams import cut
 from prefect_tpu.cluster.summary import summarize
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.host import Event, LogRecord, Phase, Progress, Raised, Returned, Stage
+from prefect_tpu.core.messages import Event, LogRecord, Phase, Progress, Raised, Returned, Stage
 
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
 """Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_tpu.cluster.processes import ATTEMPT_MARK, environment_of
-from prefect_tpu.core.host import DeviceCheck
+from prefect_tpu.core.messages import DeviceCheck
 
 PLATFORMS = "JAX_PLATFORMS"
 POLL_SECONDS = 0.1

@@ -20,16 +20,7 @@ from prefect_tpu.cluster.outside import Outside
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.host import (
-    Exited,
-    LogLine,
-    LogRecord,
-    Phase,
-    Poll,
-    Progress,
-    Raised,
-    Returned,
-)
+from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Poll, Progress, Raised, Returned
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind
 

@@ -21,7 +21,7 @@ from prefect_tpu.cluster.host_attempt import EXIT_GRACE_SECONDS, HostAttempt
 from prefect_tpu.cluster.reactor import Reactor
 from prefect_tpu.cluster.zygote_process import Key, Zygote, key_of
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError
-from prefect_tpu.core.host import HostReport, LaunchRequest, LogRecord, Poll
+from prefect_tpu.core.messages import HostReport, LaunchRequest, LogRecord, Poll
 
 log = logging.getLogger("prefect_tpu.host")
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from prefect_tpu.cluster.metadata_request import PROBLEMS, Answer, MetadataRequest, RefusedError
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.host import Notice
+from prefect_tpu.core.messages import Notice
 
 log = logging.getLogger("prefect_tpu.host")
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from prefect_tpu.cluster import inventory, stacks
 from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState, Observer
 from prefect_tpu.cluster.lifeline import Lifelines
-from prefect_tpu.core.host import HostReport, LogRecord, Notice
+from prefect_tpu.core.messages import HostReport, LogRecord, Notice
 
 log = logging.getLogger("prefect_tpu.gang")
 

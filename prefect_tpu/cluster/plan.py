@@ -8,7 +8,7 @@ from typing import Any, Literal
 from prefect_tpu.cluster import host_packages, tpu
 from prefect_tpu.cluster.attempt_state import AttemptOptions
 from prefect_tpu.cluster.fleet import Fleet
-from prefect_tpu.core.host import DeviceCheck
+from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.topology import SliceShape
 
 

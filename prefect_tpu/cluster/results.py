@@ -17,7 +17,7 @@ import ray
 from prefect_tpu.cluster import object_store, payload
 from prefect_tpu.cluster.attempt_state import HostState
 from prefect_tpu.core.errors import TransferError
-from prefect_tpu.core.host import Raised
+from prefect_tpu.core.messages import Raised
 
 PIECE_BYTES = 32 * 1024**2
 

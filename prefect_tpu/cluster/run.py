@@ -24,7 +24,7 @@ from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
-from prefect_tpu.core.host import Raised
+from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from prefect_tpu.core.host import Event, LogLine, LogRecord, Poll, Progress
+from prefect_tpu.core.messages import Event, LogLine, LogRecord, Poll, Progress
 from prefect_tpu.core.rate import RateLimit
 
 MAX_LINE_CHARS = 20_000

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import devices, inventory
-from prefect_tpu.core.host import DeviceCheck
+from prefect_tpu.core.messages import DeviceCheck
 
 PACKAGES = ("prefect-tpu", "ray", "jax")
 CLOCK_SECONDS = 5.0

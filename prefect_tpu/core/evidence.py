@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from prefect_tpu.core.host import Raised
+from prefect_tpu.core.messages import Raised
 
 MAX_KEPT_CHARS = 4_000
 """Of a traceback, in the ledger."""

@@ -13,7 +13,7 @@ import pytest
 
 from prefect_tpu.core.attempt import Attempt, Phase
 from prefect_tpu.core.evidence import HostEvidence
-from prefect_tpu.core.host import Raised
+from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.retry import Limits, Spent, decide_retry
 from prefect_tpu.core.verdict import Kind, decide
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from prefect_tpu.cluster import payload, pickling, processes
 from prefect_tpu.cluster.host import HostSupervisor
-from prefect_tpu.core.host import Event, Exited, JaxInit, LaunchRequest, LogLine, LogRecord, Raised, Returned
+from prefect_tpu.core.messages import Event, Exited, JaxInit, LaunchRequest, LogLine, LogRecord, Raised, Returned
 
 PRELOAD = ("jax", "numpy", "cloudpickle")
 CPU_JAX = {

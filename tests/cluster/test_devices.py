@@ -19,7 +19,7 @@ from prefect_tpu.cluster import devices, pickling
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.cluster.processes import ATTEMPT_MARK
 from prefect_tpu.core.errors import DeviceBusyError, HostProcessError
-from prefect_tpu.core.host import DeviceCheck, Exited, LogRecord, Phase
+from prefect_tpu.core.messages import DeviceCheck, Exited, LogRecord, Phase
 from tests.cluster.host_support import CPU_JAX, Run, alive, make_request, supervisor, wait_gone
 
 PRELOAD = ("cloudpickle",)
@@ -140,7 +140,7 @@ def test_a_lock_file_of_another_user_is_explained(check: DeviceCheck) -> None:
     script = (
         "import json, os, sys\n"
         "from prefect_tpu.cluster import devices\n"
-        "from prefect_tpu.core.host import DeviceCheck\n"
+        "from prefect_tpu.core.messages import DeviceCheck\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "print(devices.lock_file_problem(DeviceCheck(**json.loads(sys.argv[1]))))\n"
     )

@@ -16,7 +16,7 @@ from prefect_tpu.cluster import host as host_module
 from prefect_tpu.cluster import host_attempt, payload, pickling, processes
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import HostProcessError
-from prefect_tpu.core.host import Exited, LogLine, Raised, Returned
+from prefect_tpu.core.messages import Exited, LogLine, Raised, Returned
 from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, alive, jax_init, make_request, supervisor, wait_gone
 
 pytestmark = pytest.mark.timeout(120)

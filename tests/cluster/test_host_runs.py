@@ -16,7 +16,7 @@ from prefect_tpu.cluster import host as host_module
 from prefect_tpu.cluster import payload, pickling, streams
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
-from prefect_tpu.core.host import Exited, Phase, Poll, Progress, Returned
+from prefect_tpu.core.messages import Exited, Phase, Poll, Progress, Returned
 from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, make_request, supervisor
 
 pytestmark = pytest.mark.timeout(120)

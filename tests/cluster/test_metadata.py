@@ -16,7 +16,7 @@ import pytest
 from prefect_tpu.cluster.metadata import DEFAULT_HOST, HOST_VARIABLE, THREAD_NAME, MetadataWatcher, metadata_url
 from prefect_tpu.cluster.metadata_request import MetadataRequest
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.host import Notice
+from prefect_tpu.core.messages import Notice
 from tests.cluster.metadata_server import MAINTENANCE, PREEMPTED, MetadataServer, Mode, metadata_server
 
 SOON_SECONDS = 10.0
