@@ -25,7 +25,7 @@ from launch_report import Row, beyond_thread_pool_seconds, plot, print_tables
 from peer_process import Peer, PeerError, run
 from rich.console import Console
 
-from prefect_tpu.cluster import processes
+from prefect_tpu.linux import processes
 
 CASES_OF = {
     "prefect_tpu": ("first", "warm", "noop"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect_tpu.cluster import processes
+from prefect_tpu.linux import processes
 
 END_GRACE_SECONDS = 30.0
 """For a script that was interrupted: it ends its cluster and its server first."""

@@ -22,7 +22,7 @@ from launch_report import Row, plot, print_tables
 from peer_process import Peer, PeerError, run
 from rich.console import Console
 
-from prefect_tpu.cluster import processes
+from prefect_tpu.linux import processes
 
 CASES_OF = {
     "prefect_tpu": ("host_killed", "verdict", "user_error"),

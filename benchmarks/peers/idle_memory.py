@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from cluster import FLEET
 
-from prefect_tpu.cluster import processes
+from prefect_tpu.linux import processes
 
 RUN_VARIABLE = "BENCHMARK_RUN"
 """Set in the driver before the fleet starts: a zygote that has it is of this fleet and no other on the machine."""

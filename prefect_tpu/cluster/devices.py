@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_tpu.cluster.processes import ATTEMPT_MARK, environment_of
 from prefect_tpu.core.messages import DeviceCheck
+from prefect_tpu.linux.processes import ATTEMPT_MARK, environment_of
 
 PLATFORMS = "JAX_PLATFORMS"
 POLL_SECONDS = 0.1

@@ -9,10 +9,11 @@ from typing import Any
 import ray
 from ray._private import state as ray_state
 
-from prefect_tpu.cluster import probe, tpu
+from prefect_tpu.cluster import tpu
 from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import Host, Slice, numeric_key, order_slices
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.linux import probe
 
 DRAIN_REASON_PREEMPTION = 2
 """Of Ray's autoscaler protocol (DrainNodeReason), as a number."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from prefect_tpu.cluster import inventory, join, probe, session
+from prefect_tpu.cluster import inventory, join, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+from prefect_tpu.linux import probe
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.janitor import Janitor
 from prefect_tpu.provision.keeper import Keeper

@@ -18,8 +18,9 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.cluster import child, processes
+from prefect_tpu.cluster import child
 from prefect_tpu.cluster.channel import MAX_MESSAGE_BYTES, send_command
+from prefect_tpu.linux import processes
 
 NUM_FORK_DESCRIPTORS = 5
 

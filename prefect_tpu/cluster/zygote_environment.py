@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Mapping
 
-from prefect_tpu.cluster.processes import environment_of
 from prefect_tpu.core.environment import COORDINATION_PREFIXES
+from prefect_tpu.linux.processes import environment_of
 
 FOREIGN_PREFIXES = ("RAY_", "PREFECT_", *COORDINATION_PREFIXES)
 """Of Ray and Prefect (settings, secrets), and of an earlier gang."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from prefect_tpu.cluster import probe, tpu
+from prefect_tpu.cluster import tpu
 from prefect_tpu.cluster.inventory import FleetSummary, fits, summarise
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.linux import probe
 
 SHAPE = tpu.resolve_shape("v4", "2x2x2")
 

@@ -1,0 +1,1 @@
+"""Processes, ports and starting programs, standard library alone. Runs: everywhere."""
