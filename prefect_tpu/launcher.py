@@ -21,7 +21,6 @@ from prefect.logging import get_run_logger
 from prefect.utilities.math import clamped_poisson_interval
 
 from prefect_tpu import artifacts, states
-from prefect_tpu.cluster import pickling
 from prefect_tpu.cluster.gang import BARRIER_MARGIN_SECONDS
 from prefect_tpu.cluster.run import Call, Ended, GangRun
 from prefect_tpu.core.errors import (
@@ -40,6 +39,7 @@ from prefect_tpu.logs import Logger, RunLog
 from prefect_tpu.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.resolved import Resolved
 from prefect_tpu.settings import current_settings
+from prefect_tpu.wire import pickling
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun

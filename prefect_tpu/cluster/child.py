@@ -25,12 +25,13 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from prefect_tpu import runtime
-from prefect_tpu.cluster import payload, pickling, run_logger, stacks
-from prefect_tpu.cluster.channel import receive_command, send_event
+from prefect_tpu.cluster import run_logger, stacks
 from prefect_tpu.cluster.streams import cut
 from prefect_tpu.cluster.summary import summarize
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Event, LogRecord, Phase, Progress, Raised, Returned, Stage
+from prefect_tpu.wire import payload, pickling
+from prefect_tpu.wire.channel import receive_command, send_event
 
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
 """Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import cloudpickle
 
-from prefect_tpu.cluster import host_packages, inventory, pickling, session
+from prefect_tpu.cluster import host_packages, inventory, session
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
 from prefect_tpu.cluster.gang import GangAttempt
@@ -28,6 +28,7 @@ from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
+from prefect_tpu.wire import pickling
 
 log = logging.getLogger("prefect_tpu.gang")
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_tpu.cluster import child
-from prefect_tpu.cluster.channel import MAX_MESSAGE_BYTES, send_command
 from prefect_tpu.linux import processes
+from prefect_tpu.wire.channel import MAX_MESSAGE_BYTES, send_command
 
 NUM_FORK_DESCRIPTORS = 5
 

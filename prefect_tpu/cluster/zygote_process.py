@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
-from prefect_tpu.cluster import channel
 from prefect_tpu.cluster.host_attempt import HostAttempt
 from prefect_tpu.cluster.streams import LineSplitter
 from prefect_tpu.cluster.zygote_environment import parent_environment, zygote_environment, zygote_path
 from prefect_tpu.core.errors import HostProcessError, PreloadError
 from prefect_tpu.linux import processes
+from prefect_tpu.wire import channel
 
 START_TIMEOUT_SECONDS = 600.0
 """For the imports; the gang has a shorter limit of its own for all that happens before a launch."""

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from prefect_tpu.cluster import payload, pickling
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.messages import Event, Exited, JaxInit, LaunchRequest, LogLine, LogRecord, Raised, Returned
 from prefect_tpu.linux import processes
+from prefect_tpu.wire import payload, pickling
 
 PRELOAD = ("jax", "numpy", "cloudpickle")
 CPU_JAX = {

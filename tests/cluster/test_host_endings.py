@@ -13,11 +13,12 @@ import pytest
 
 from prefect_tpu import runtime
 from prefect_tpu.cluster import host as host_module
-from prefect_tpu.cluster import host_attempt, payload, pickling
+from prefect_tpu.cluster import host_attempt
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import HostProcessError
 from prefect_tpu.core.messages import Exited, LogLine, Raised, Returned
 from prefect_tpu.linux import processes
+from prefect_tpu.wire import payload, pickling
 from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, alive, jax_init, make_request, supervisor, wait_gone
 
 pytestmark = pytest.mark.timeout(120)

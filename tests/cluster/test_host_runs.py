@@ -13,10 +13,11 @@ import numpy
 import pytest
 
 from prefect_tpu.cluster import host as host_module
-from prefect_tpu.cluster import payload, pickling, streams
+from prefect_tpu.cluster import streams
 from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
 from prefect_tpu.core.messages import Exited, Phase, Poll, Progress, Returned
+from prefect_tpu.wire import payload, pickling
 from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, make_request, supervisor
 
 pytestmark = pytest.mark.timeout(120)

@@ -16,8 +16,8 @@ import cloudpickle
 import numpy
 import pytest
 
-from prefect_tpu.cluster import payload, pickling
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.wire import payload, pickling
 
 
 def in_another_process(code: str, stdin: bytes, cwd: Path) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
-from prefect_tpu.cluster import unpicklable
+from prefect_tpu.wire import unpicklable
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on travel beside the stream; smaller ones are not worth a page of their own."""

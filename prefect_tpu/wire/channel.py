@@ -10,8 +10,8 @@ import pickle
 import socket
 from typing import Any
 
-from prefect_tpu.cluster import payload
 from prefect_tpu.core.messages import Event
+from prefect_tpu.wire import payload
 
 MAX_MESSAGE_BYTES = 128 * 1024
 """Below what the kernel takes as one message with its default buffer sizes."""
