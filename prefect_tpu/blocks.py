@@ -168,10 +168,10 @@ class TpuSlicePool(TpuBlock):
 
     @model_validator(mode="after")
     def _has_a_runtime_env(self) -> Self:
-        from prefect_tpu.cluster import host_packages
+        from prefect_tpu.cluster import runtime_env
 
         if self.runtime_env is not None:
-            self.runtime_env = host_packages.check(self.runtime_env)
+            self.runtime_env = runtime_env.check(self.runtime_env)
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.settings import get_current_settings
 
-from prefect_tpu.cluster import host_packages
+from prefect_tpu.cluster import runtime_env
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
@@ -195,7 +195,7 @@ class Resolved:
             resize_interval_seconds=float(value("resize_interval_seconds")),
             can_grow=bool(value("resumable")),
             host_resources=_host_resources(),
-            runtime_env=host_packages.check(value("runtime_env")) if value("runtime_env") else {},
+            runtime_env=runtime_env.check(value("runtime_env")) if value("runtime_env") else {},
             drain_timeout_seconds=value("drain_timeout_seconds"),
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from prefect_tpu.cluster import host_packages
+from prefect_tpu.cluster import runtime_env
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.errors import ConfigurationError
 
@@ -109,7 +109,7 @@ def check_options(options: dict[str, Any]) -> None:
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0):
             refuse(name, "a number of seconds above 0, or None")
     if options["runtime_env"] is not None:
-        host_packages.check(options["runtime_env"], "TpuMultisliceRunner(runtime_env=...)")
+        runtime_env.check(options["runtime_env"], "TpuMultisliceRunner(runtime_env=...)")
 
 
 def _are_sizes(given: Any) -> bool:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import ray
 
-from prefect_tpu.cluster import host_packages, session
+from prefect_tpu.cluster import runtime_env, session
 from prefect_tpu.cluster.agent import start_agent
 from prefect_tpu.core.gang import Host
 
@@ -120,7 +120,7 @@ _Key = tuple[str, str]
 
 
 def _key(host: Host, runtime_env: Mapping[str, Any]) -> _Key:
-    return host.node_id, host_packages.key_of(runtime_env)
+    return host.node_id, runtime_env.key_of(runtime_env)
 
 
 def _end(entry: _Entry) -> None:

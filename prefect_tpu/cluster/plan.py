@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prefect_tpu.cluster import host_packages, tpu
+from prefect_tpu.cluster import runtime_env, tpu
 from prefect_tpu.cluster.attempt_state import AttemptOptions
 from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.messages import DeviceCheck
@@ -94,8 +94,7 @@ class GangPlan:
             metadata_url=self.metadata_url,
             most_slices=self.num_slices if self.can_grow else 0,
             resize_interval_seconds=self.resize_interval_seconds,
-            agent_start_timeout_seconds=self.agent_start_timeout_seconds
-            + host_packages.setup_seconds(self.runtime_env),
+            agent_start_timeout_seconds=self.agent_start_timeout_seconds + runtime_env.setup_seconds(self.runtime_env),
             drain_timeout_seconds=self.drain_timeout_seconds,
             launch_timeout_seconds=self.launch_timeout_seconds,
             agent_poll_seconds=self.agent_poll_seconds,

@@ -13,7 +13,7 @@ from typing import Any
 
 import cloudpickle
 
-from prefect_tpu.cluster import host_packages, inventory, session
+from prefect_tpu.cluster import inventory, runtime_env, session
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
 from prefect_tpu.cluster.gang import GangAttempt
@@ -110,7 +110,7 @@ class GangRun:
             session.hold()
         try:
             attempt = Attempt(number).lease()
-            self._packages = host_packages.upload(plan.runtime_env)
+            self._packages = runtime_env.upload(plan.runtime_env)
             lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
             return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
