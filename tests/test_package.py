@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
         "from prefect_tpu import runtime",
         "import prefect_tpu.cluster",
         "import prefect_tpu.core.verdict",
-        "import prefect_tpu.cluster.zygote",
-        "import prefect_tpu.cluster.child",
+        "import prefect_tpu.host.process.zygote",
+        "import prefect_tpu.host.process.child",
     ],
 )
 def test_what_hosts_import_is_light(statement: str) -> None:

@@ -13,8 +13,8 @@ from uuid import uuid4
 import ray
 
 from prefect_tpu.cluster import runtime_env, session
-from prefect_tpu.cluster.agent import start_agent
 from prefect_tpu.core.gang import Host
+from prefect_tpu.host.agent import start_agent
 
 log = logging.getLogger("prefect_tpu.agents")
 

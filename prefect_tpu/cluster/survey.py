@@ -12,8 +12,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prefect_tpu.cluster import devices, inventory
+from prefect_tpu.cluster import inventory
 from prefect_tpu.core.messages import DeviceCheck
+from prefect_tpu.host import devices
 
 PACKAGES = ("prefect-tpu", "ray", "jax")
 CLOCK_SECONDS = 5.0

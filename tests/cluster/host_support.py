@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.messages import Event, Exited, JaxInit, LaunchRequest, LogLine, LogRecord, Raised, Returned
+from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux import processes
 from prefect_tpu.wire import payload, pickling
 

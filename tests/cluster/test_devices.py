@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from prefect_tpu.cluster import devices
-from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import DeviceBusyError, HostProcessError
 from prefect_tpu.core.messages import DeviceCheck, Exited, LogRecord, Phase
+from prefect_tpu.host import devices
+from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux.processes import ATTEMPT_MARK
 from prefect_tpu.wire import pickling
 from tests.cluster.host_support import CPU_JAX, Run, alive, make_request, supervisor, wait_gone

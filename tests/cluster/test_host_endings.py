@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from prefect_tpu import runtime
-from prefect_tpu.cluster import host as host_module
-from prefect_tpu.cluster import host_attempt
-from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import HostProcessError
 from prefect_tpu.core.messages import Exited, LogLine, Raised, Returned
+from prefect_tpu.host import attempt
+from prefect_tpu.host import supervisor as host_module
+from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux import processes
 from prefect_tpu.wire import payload, pickling
 from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, alive, jax_init, make_request, supervisor, wait_gone
@@ -236,7 +236,7 @@ def test_exit_handlers_and_threads_finish_after_the_result(host: HostSupervisor)
 
 
 def test_function_that_raises_with_a_hanging_thread(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_attempt, "EXIT_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(attempt, "EXIT_GRACE_SECONDS", 0.5)
 
     def fn() -> None:
         import threading
@@ -250,7 +250,7 @@ def test_function_that_raises_with_a_hanging_thread(host: HostSupervisor, monkey
 
 def test_who_leaves_waits_for_the_others(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     """After runtime.leave() only the driver ends the process: other hosts may still save, for a minute."""
-    monkeypatch.setattr(host_attempt, "EXIT_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(attempt, "EXIT_GRACE_SECONDS", 0.3)
 
     def fn() -> None:
         runtime.leave()
@@ -281,7 +281,7 @@ import sys
 from prefect_tpu.cluster import pickling
 from tests.cluster import test_host_endings
 from tests.cluster.host_support import Run
-from prefect_tpu.cluster.host import HostSupervisor
+from prefect_tpu.host.supervisor import HostSupervisor
 host = HostSupervisor()
 run = Run(host, test_host_endings.family)
 print(*test_host_endings.members(run), host.prepare(run.request.preload, run.request.user_env).zygote_pid, flush=True)

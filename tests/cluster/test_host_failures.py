@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.messages import Exited, JaxInit, Raised
+from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.wire import pickling
 from tests.cluster.host_support import PRELOAD, Run, supervisor
 

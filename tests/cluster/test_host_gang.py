@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.messages import Exited, Phase, Raised, Returned
+from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.wire import payload, pickling
 from tests.cluster.host_support import Run, jax_init, supervisor
 

@@ -6,11 +6,11 @@ import logging
 
 import pytest
 
-from prefect_tpu.cluster import streams
-from prefect_tpu.cluster.streams import EventBuffer, LineSplitter
-from prefect_tpu.cluster.summary import MAX_SUMMARY_CHARS, summarize
-from prefect_tpu.cluster.zygote_environment import zygote_environment
 from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Progress
+from prefect_tpu.host import streams
+from prefect_tpu.host.process.result_summary import MAX_SUMMARY_CHARS, summarize
+from prefect_tpu.host.streams import EventBuffer, LineSplitter
+from prefect_tpu.host.zygote_environment import zygote_environment
 
 
 def test_environment_is_the_hosts_own_not_rays() -> None:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy
 import pytest
 
-from prefect_tpu.cluster import host as host_module
-from prefect_tpu.cluster import streams
-from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
 from prefect_tpu.core.messages import Exited, Phase, Poll, Progress, Returned
+from prefect_tpu.host import streams
+from prefect_tpu.host import supervisor as host_module
+from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.wire import payload, pickling
 from tests.cluster.host_support import CPU_JAX, PRELOAD, Run, make_request, supervisor
 

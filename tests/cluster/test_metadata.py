@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from prefect_tpu.cluster.metadata import DEFAULT_HOST, HOST_VARIABLE, THREAD_NAME, MetadataWatcher, metadata_url
-from prefect_tpu.cluster.metadata_request import MetadataRequest
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Notice
+from prefect_tpu.host.metadata import DEFAULT_HOST, HOST_VARIABLE, THREAD_NAME, MetadataWatcher, metadata_url
+from prefect_tpu.host.metadata_request import MetadataRequest
 from tests.cluster.metadata_server import MAINTENANCE, PREEMPTED, MetadataServer, Mode, metadata_server
 
 SOON_SECONDS = 10.0
@@ -370,5 +370,5 @@ def test_bad_address_says_what_a_good_one_looks_like(url: str) -> None:
 
 
 def test_neither_ray_nor_prefect_is_imported() -> None:
-    code = "import sys, prefect_tpu.cluster.metadata; print({'ray', 'prefect', 'jax', 'numpy'} & set(sys.modules))"
+    code = "import sys, prefect_tpu.host.metadata; print({'ray', 'prefect', 'jax', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

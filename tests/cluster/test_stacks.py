@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_tpu.cluster import stacks
+from prefect_tpu.host import stacks
 from tests.prefect.conftest import eventually
 
 SLEEPER = """

@@ -16,12 +16,12 @@ from functools import partial
 from typing import Any
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import devices, stacks
-from prefect_tpu.cluster.host_attempt import EXIT_GRACE_SECONDS, HostAttempt
-from prefect_tpu.cluster.reactor import Reactor
-from prefect_tpu.cluster.zygote_process import Key, Zygote, key_of
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError
 from prefect_tpu.core.messages import HostReport, LaunchRequest, LogRecord, Poll
+from prefect_tpu.host import devices, stacks
+from prefect_tpu.host.attempt import EXIT_GRACE_SECONDS, HostAttempt
+from prefect_tpu.host.reactor import Reactor
+from prefect_tpu.host.zygote_handle import Key, Zygote, key_of
 from prefect_tpu.linux import ports, processes
 from prefect_tpu.wire import channel, payload
 

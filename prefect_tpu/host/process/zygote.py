@@ -18,7 +18,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.cluster import child
+from prefect_tpu.host.process import child
 from prefect_tpu.linux import processes
 from prefect_tpu.wire.channel import MAX_MESSAGE_BYTES, send_command
 

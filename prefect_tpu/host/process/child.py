@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from prefect_tpu import runtime
-from prefect_tpu.cluster import run_logger, stacks
-from prefect_tpu.cluster.streams import cut
-from prefect_tpu.cluster.summary import summarize
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Event, LogRecord, Phase, Progress, Raised, Returned, Stage
+from prefect_tpu.host import stacks
+from prefect_tpu.host.process import prefect_context
+from prefect_tpu.host.process.result_summary import summarize
+from prefect_tpu.host.streams import cut
 from prefect_tpu.wire import payload, pickling
 from prefect_tpu.wire.channel import receive_command, send_event
 
@@ -124,7 +125,7 @@ class _Attempt:
         os.environ.update(request["user_env"])
         _reseed()
         _log_to(self, request["log_level"])
-        run_logger.install(str(request["context"]["run_id"]))
+        prefect_context.install(str(request["context"]["run_id"]))
         self.process = runtime._enter(request["context"], lambda *report: self.send(Progress(*report)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         if request["jax"] is not None:

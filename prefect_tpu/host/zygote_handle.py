@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
-from prefect_tpu.cluster.host_attempt import HostAttempt
-from prefect_tpu.cluster.streams import LineSplitter
-from prefect_tpu.cluster.zygote_environment import parent_environment, zygote_environment, zygote_path
 from prefect_tpu.core.errors import HostProcessError, PreloadError
+from prefect_tpu.host.attempt import HostAttempt
+from prefect_tpu.host.streams import LineSplitter
+from prefect_tpu.host.zygote_environment import parent_environment, zygote_environment, zygote_path
 from prefect_tpu.linux import processes
 from prefect_tpu.wire import channel
 
@@ -29,7 +29,7 @@ Key = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from prefect_tpu.cluster.zygote import main; main(int(sys.argv[2]))"
+    "from prefect_tpu.host.process.zygote import main; main(int(sys.argv[2]))"
 )
 
 

@@ -11,14 +11,14 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prefect_tpu.cluster.reactor import Reader
-from prefect_tpu.cluster.streams import EventBuffer, LineSplitter
 from prefect_tpu.core.evidence import LEFT_FOR_DRAIN, LEFT_TO_RESIZE
 from prefect_tpu.core.messages import Event, Exited, LogLine, Phase, Raised, Returned
+from prefect_tpu.host.reactor import Reader
+from prefect_tpu.host.streams import EventBuffer, LineSplitter
 from prefect_tpu.wire import channel, payload
 
 if TYPE_CHECKING:
-    from prefect_tpu.cluster.zygote_process import Zygote
+    from prefect_tpu.host.zygote_handle import Zygote
 
 log = logging.getLogger("prefect_tpu.host")
 

@@ -12,9 +12,9 @@ from http import HTTPStatus
 from typing import Literal
 from urllib.parse import urlsplit
 
-from prefect_tpu.cluster.metadata_request import PROBLEMS, Answer, MetadataRequest, RefusedError
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Notice
+from prefect_tpu.host.metadata_request import PROBLEMS, Answer, MetadataRequest, RefusedError
 
 log = logging.getLogger("prefect_tpu.host")
 

@@ -13,10 +13,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import object_store
-from prefect_tpu.cluster.host import HostSupervisor
 from prefect_tpu.cluster.lifeline import Heart
-from prefect_tpu.cluster.metadata import MetadataWatcher
 from prefect_tpu.core.messages import HostReport, LaunchRequest, Notice, Poll
+from prefect_tpu.host.metadata import MetadataWatcher
+from prefect_tpu.host.supervisor import HostSupervisor
 
 SMALL_PIECE_BYTES = 64 * 1024
 """Goes back with the answer."""
