@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from prefect_tpu.cluster import fleet_processes
-from prefect_tpu.cluster.fleet_hosts import supervisor_environment
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+from prefect_tpu.sidecars import fleet_marks
+from prefect_tpu.sidecars.simulated_identity import supervisor_environment
 
 COMMAND_TIMEOUT_SECONDS = 60.0
 """For every command but those that start hosts, which have `start_timeout_seconds`."""
@@ -42,11 +42,11 @@ class SupervisorProcess:
         self._lock = threading.Lock()
         config = config | {
             "owner_pid": os.getpid(),
-            "owner_start": fleet_processes.start_of(os.getpid()),
+            "owner_start": fleet_marks.start_of(os.getpid()),
         }
         package_root = str(Path(__file__).resolve().parents[2])
         # -P: a file in the current directory must not stand in for a module of the same name.
-        command = [sys.executable, "-P", "-m", "prefect_tpu.cluster.fleet_supervisor", json.dumps(config)]
+        command = [sys.executable, "-P", "-m", "prefect_tpu.sidecars.fleet_supervisor", json.dumps(config)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect_tpu.cluster import fleet_processes
 from prefect_tpu.cluster.fleet import LocalFleet, configuration
 from prefect_tpu.cluster.fleet_control import (
     COMMAND_TIMEOUT_SECONDS,
@@ -24,6 +23,7 @@ from prefect_tpu.cluster.fleet_control import (
     request_by_socket,
 )
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+from prefect_tpu.sidecars import fleet_marks
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -54,7 +54,7 @@ class FleetState:
 
     @property
     def alive(self) -> bool:
-        return fleet_processes.is_alive(self.pid, self.start)
+        return fleet_marks.is_alive(self.pid, self.start)
 
 
 class FleetNotUpError(ProvisioningError):
@@ -92,7 +92,7 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
                 state = FleetState(
                     name=name,
                     pid=ready["pid"],
-                    start=fleet_processes.start_of(ready["pid"]),
+                    start=fleet_marks.start_of(ready["pid"]),
                     address=ready["address"],
                     control=ready["control"],
                     log=str(log),

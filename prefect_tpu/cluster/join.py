@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from prefect_tpu.cluster.fleet_hosts import supervisor_environment
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.sidecars.simulated_identity import supervisor_environment
 
 START_SECONDS = 120.0
 END_SECONDS = 10.0
@@ -51,7 +51,7 @@ def join(address: str) -> None:
         environment = supervisor_environment(str(Path(__file__).parents[2])) | _access()
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect_tpu.cluster.joined_node", address, directory, str(OBJECT_STORE_BYTES)],
+                [sys.executable, "-m", "prefect_tpu.sidecars.joined_node", address, directory, str(OBJECT_STORE_BYTES)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
             assert process.stdout is not None

@@ -19,7 +19,7 @@ from ray.util import placement_group_table
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
 from prefect_tpu.cluster import inventory, tpu
-from prefect_tpu.cluster.fleet_hosts import MARK_VARIABLE
+from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
 from tests.prefect.conftest import eventually
 from tests.prefect.test_prefect_sees import artifact_rows, task_runs
 from tests.processes import with_environment

@@ -18,8 +18,8 @@ from uuid import uuid4
 
 from ray._private import services
 
-from prefect_tpu.cluster.fleet_hosts import host_labels, host_resources, simulated_host_environment
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.sidecars.simulated_identity import host_labels, host_resources, simulated_host_environment
 from tests.processes import alive, with_environment
 
 START_SECONDS = 60.0

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from prefect_tpu import cli as command_line
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import fleet_processes, inventory, session
+from prefect_tpu.cluster import inventory, session
 from prefect_tpu.cluster.fleet import RayFleet
+from prefect_tpu.sidecars import fleet_marks
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -153,7 +154,7 @@ def test_help_has_the_exit_codes(cli: Cli) -> None:
 def test_it_outlives_the_command_and_takes_runs(up: dict[str, object], cli: Cli) -> None:
     """Another process connects by the printed address."""
     address = str(up["address"])
-    assert fleet_processes.is_alive(int(str(up["pid"])))
+    assert fleet_marks.is_alive(int(str(up["pid"])))
     RayFleet(address).connect()
     assert [one.name for one in inventory.summary().slices if one.free] == ["slice-0", "slice-1"]
     shown = cli("fleet", "status").stdout
@@ -197,11 +198,11 @@ def test_a_killed_fleet_is_noticed_and_replaced(cli: Cli, home: Path) -> None:
     assert "is not up any more" in status.stderr
     second = json.loads(cli("fleet", "up", "--slices", "1", "--topology", "2x2x1", "--name", "b", "--json").stdout)
     directory = json.loads(cli("fleet", "status", "--name", "b", "--json").stdout)["directory"]
-    marked = fleet_processes.find([os.path.basename(directory) + "/"])
+    marked = fleet_marks.find([os.path.basename(directory) + "/"])
     assert marked
     assert cli("fleet", "down", "--name", "b").returncode == 0
-    assert not [one for one in marked if fleet_processes.is_alive(one.pid, one.start)]
-    assert not fleet_processes.is_alive(second["pid"])
+    assert not [one for one in marked if fleet_marks.is_alive(one.pid, one.start)]
+    assert not fleet_marks.is_alive(second["pid"])
     assert not os.path.exists(directory)
     assert not (home / "tpu" / "b.json").exists()
 

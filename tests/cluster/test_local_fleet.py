@@ -19,10 +19,11 @@ import pytest
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prefect_tpu.cluster import fleet_processes, inventory, session
+from prefect_tpu.cluster import inventory, session
 from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
-from prefect_tpu.cluster.fleet_hosts import clean_environment, simulated_host_environment
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError
+from prefect_tpu.sidecars import fleet_marks
+from prefect_tpu.sidecars.simulated_identity import clean_environment, simulated_host_environment
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -198,8 +199,8 @@ def test_a_preemption_takes_every_process_of_the_host(fleet: LocalFleet) -> None
     lost, kept = tenant_on(fleet, 0, 1), tenant_on(fleet, 1, 0)
     lost_pids, kept_pids = ray.get([lost.start.remote(), kept.start.remote()])
     fleet.preempt("slice-0")
-    assert [pid for pid in lost_pids if fleet_processes.is_alive(pid)] == []
-    assert all(fleet_processes.is_alive(pid) for pid in kept_pids)
+    assert [pid for pid in lost_pids if fleet_marks.is_alive(pid)] == []
+    assert all(fleet_marks.is_alive(pid) for pid in kept_pids)
     os.kill(kept_pids[1], signal.SIGKILL)
     ray.kill(kept)
 
@@ -215,8 +216,8 @@ def test_a_drained_slice_has_notice_and_then_goes(fleet: LocalFleet) -> None:
     state = fleet.status()["slices"][1]["hosts"][0]
     assert state["state"] == "draining"
     assert 0 < state["seconds_left"] <= 4
-    assert all(fleet_processes.is_alive(pid) for pid in pids)
-    until(lambda: not any(fleet_processes.is_alive(pid) for pid in pids), "slice-1 is gone", 8)
+    assert all(fleet_marks.is_alive(pid) for pid in pids)
+    until(lambda: not any(fleet_marks.is_alive(pid) for pid in pids), "slice-1 is gone", 8)
     assert time.monotonic() - began >= 3.9
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(tenants[0].start.remote(), timeout=30)
@@ -482,7 +483,7 @@ def driver(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[st
 
 def assert_gone(found: dict[str, Any]) -> None:
     def left() -> list[int]:
-        return [pid for pid in found["pids"] if fleet_processes.is_alive(pid)]
+        return [pid for pid in found["pids"] if fleet_marks.is_alive(pid)]
 
     until(lambda: not left(), "every process is gone", GONE_SECONDS)
     until(lambda: not os.path.exists(found["directory"]), "the directory is gone", GONE_SECONDS)

@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
-from prefect_tpu.cluster.fleet_hosts import MARK_VARIABLE
+from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
 from tests.prefect.conftest import eventually
 from tests.processes import alive, assert_gone, descendants, with_environment
 

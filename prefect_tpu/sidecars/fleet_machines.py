@@ -12,17 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.cluster import fleet_keeper, fleet_processes
-from prefect_tpu.cluster.fleet_hosts import (
+from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.sidecars import fleet_marks, simulated_host
+from prefect_tpu.sidecars.fleet_janitor import Janitor
+from prefect_tpu.sidecars.simulated_host import KeeperPlan
+from prefect_tpu.sidecars.simulated_identity import (
     MARK_VARIABLE,
     host_environment,
     host_labels,
     host_resources,
     simulated_host_environment,
 )
-from prefect_tpu.cluster.fleet_janitor import Janitor
-from prefect_tpu.cluster.fleet_keeper import KeeperPlan
-from prefect_tpu.core.topology import SliceShape
 
 DRAIN_ANSWER_SECONDS = 10.0
 MAX_STARTS = 3
@@ -206,7 +206,7 @@ class Machines:
 
     def tick(self) -> None:
         """What time brings: room for hosts that wait to start, ends of drains, dead children."""
-        fleet_processes.reap_children()
+        fleet_marks.reap_children()
         at_once = STARTS_PER_CORE * (os.cpu_count() or 1)
         starting = sum(1 for host in self.hosts if host.state == "starting" and host not in self._queue)
         while self.address and self._queue and starting < at_once:
@@ -222,7 +222,7 @@ class Machines:
         """SIGKILL everything on these hosts at the same time, as when a cloud takes a slice."""
         sessions = [host.pid for host in hosts if host.pid]
         marks = [self._mark(host) for host in hosts]
-        stuck = fleet_processes.kill(marks, sessions, reap=True)
+        stuck = fleet_marks.kill(marks, sessions, reap=True)
         if stuck:
             self.say(f"processes {stuck} do not die after SIGKILL")
         for host in hosts:
@@ -236,12 +236,12 @@ class Machines:
     def kill_everything(self) -> None:
         """The head too, and what nobody remembers but carries the fleet's mark."""
         sessions = [host.pid for host in (self.head, *self.hosts) if host.pid]
-        stuck = fleet_processes.kill([fleet_processes.fleet_mark(self.directory)], sessions, reap=True)
+        stuck = fleet_marks.kill([fleet_marks.fleet_mark(self.directory)], sessions, reap=True)
         if stuck:
             self.say(f"processes {stuck} of the local fleet do not die after SIGKILL")
 
     def _mark(self, host: HostState) -> str:
-        return fleet_processes.fleet_mark(self.directory) + host.name
+        return fleet_marks.fleet_mark(self.directory) + host.name
 
     def _plan(self, host: HostState) -> KeeperPlan:
         if host is self.head:
@@ -287,7 +287,7 @@ class Machines:
             for descriptor in (null, self.janitor.pipe, *self.private):
                 os.close(descriptor)
             ours.close()
-            fleet_keeper.run(plan, theirs, supervisor)
+            simulated_host.run(plan, theirs, supervisor)
         theirs.close()
         self.janitor.remember(pid)
         host.state, host.pid, host.channel, host.error = "starting", pid, ours, ""

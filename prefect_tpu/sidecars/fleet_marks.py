@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from prefect_tpu.cluster.fleet_hosts import MARK_VARIABLE
+from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
 
 KILL_TIMEOUT_SECONDS = 10.0
 """A process that is still there after SIGKILL for this long hangs in the kernel; it is reported."""

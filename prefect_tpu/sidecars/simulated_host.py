@@ -17,7 +17,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from prefect_tpu.cluster.fleet_processes import die_with_parent
+from prefect_tpu.sidecars.fleet_marks import die_with_parent
 
 RAYLET_CHECK_SECONDS = 0.5
 MIN_OBJECT_STORE_BYTES = 80 * 1024 * 1024

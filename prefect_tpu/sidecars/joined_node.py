@@ -1,6 +1,6 @@
 """The process behind `RayFleet(join=True)`: a Ray node without resources on the driver's machine. Ends with its driver.
 
-Usage: python -m prefect_tpu.cluster.joined_node HOST:PORT DIRECTORY STORE_BYTES. Standard input: the driver's pipe.
+Usage: python -m prefect_tpu.sidecars.joined_node HOST:PORT DIRECTORY STORE_BYTES. Standard input: the driver's pipe.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_STARTS = 3
 
 def main(gcs_address: str, directory: str, store_bytes: int) -> int:
     """Start the node, say so, and stay until the pipe closes."""
-    from prefect_tpu.cluster.fleet_keeper import KeeperPlan
+    from prefect_tpu.sidecars.simulated_host import KeeperPlan
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides
     plan = KeeperPlan(
@@ -51,7 +51,7 @@ def main(gcs_address: str, directory: str, store_bytes: int) -> int:
 
 
 def _start(plan: Any) -> Any:
-    from prefect_tpu.cluster.fleet_keeper import start_node
+    from prefect_tpu.sidecars.simulated_host import start_node
 
     for number in range(1, MAX_STARTS + 1):
         try:

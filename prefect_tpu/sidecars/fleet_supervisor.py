@@ -1,4 +1,4 @@
-"""The process that a local fleet lives in: `python -m prefect_tpu.cluster.fleet_supervisor CONFIG`.
+"""The process that a local fleet lives in: `python -m prefect_tpu.sidecars.fleet_supervisor CONFIG`.
 
 Reads commands as JSON lines on stdin and on a unix socket, answers in the same way. When stdin ends, or the
 process that asked for the fleet is gone, it kills every process of every host, removes its directory and
@@ -20,10 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.cluster import fleet_processes
-from prefect_tpu.cluster.fleet_janitor import Janitor
-from prefect_tpu.cluster.fleet_machines import HeadLostError, HostState, Machines, RefusedError
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.sidecars import fleet_marks
+from prefect_tpu.sidecars.fleet_janitor import Janitor
+from prefect_tpu.sidecars.fleet_machines import HeadLostError, HostState, Machines, RefusedError
 
 TICK_SECONDS = 0.5
 SHORT_DIRECTORY = "/tmp"  # noqa: S108 - sockets' names end at 107 characters; mkdtemp makes it private
@@ -196,7 +196,7 @@ class Supervisor:
     def _check_owner(self) -> None:
         # The pipe's end is not enough: a process that the owner forked may hold it open.
         pid, start = self.owner
-        if pid and not fleet_processes.is_alive(pid, start):
+        if pid and not fleet_marks.is_alive(pid, start):
             raise Stop
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 
-from prefect_tpu.cluster import fleet_processes
+from prefect_tpu.sidecars import fleet_marks
 
 
 class Janitor:
@@ -41,6 +41,6 @@ def _watch(reader: int, directory: str) -> None:
     with os.fdopen(reader) as pipe:
         words = pipe.read().split()
     if "done" not in words:
-        fleet_processes.kill([fleet_processes.fleet_mark(directory)], [int(word) for word in words])
+        fleet_marks.kill([fleet_marks.fleet_mark(directory)], [int(word) for word in words])
         shutil.rmtree(directory, ignore_errors=True)
     os._exit(0)
