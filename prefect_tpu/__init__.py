@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from prefect_tpu.blocks import QueuedResourceFleetBlock as QueuedResourceFleetBlock
     from prefect_tpu.blocks import RayFleetBlock as RayFleetBlock
     from prefect_tpu.blocks import TpuSlicePool as TpuSlicePool
-    from prefect_tpu.cluster.fleet import LocalFleet as LocalFleet
-    from prefect_tpu.cluster.fleet import RayFleet as RayFleet
-    from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet as QueuedResourceFleet
     from prefect_tpu.core.errors import AttemptError as AttemptError
     from prefect_tpu.core.errors import ConfigurationError as ConfigurationError
     from prefect_tpu.core.errors import GangCancelledError as GangCancelledError
@@ -34,6 +31,9 @@ if TYPE_CHECKING:
     from prefect_tpu.core.errors import SliceUnavailableError as SliceUnavailableError
     from prefect_tpu.core.errors import TopologyError as TopologyError
     from prefect_tpu.core.errors import TpuError as TpuError
+    from prefect_tpu.fleets.fleet import LocalFleet as LocalFleet
+    from prefect_tpu.fleets.fleet import RayFleet as RayFleet
+    from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet as QueuedResourceFleet
     from prefect_tpu.task_runners import TpuMultisliceRunner as TpuMultisliceRunner
     from prefect_tpu.tasks import materialize as materialize
     from prefect_tpu.tasks import task as task
@@ -60,9 +60,9 @@ _HOME = {
     "task": "prefect_tpu.tasks",
     "materialize": "prefect_tpu.tasks",
     "TpuMultisliceRunner": "prefect_tpu.task_runners",
-    "LocalFleet": "prefect_tpu.cluster.fleet",
-    "RayFleet": "prefect_tpu.cluster.fleet",
-    "QueuedResourceFleet": "prefect_tpu.cluster.queued_fleet",
+    "LocalFleet": "prefect_tpu.fleets.fleet",
+    "RayFleet": "prefect_tpu.fleets.fleet",
+    "QueuedResourceFleet": "prefect_tpu.fleets.queued_fleet",
 }
 _HOME |= dict.fromkeys(_ERRORS, "prefect_tpu.core.errors") | dict.fromkeys(_BLOCKS, "prefect_tpu.blocks")
 

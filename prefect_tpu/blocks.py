@@ -18,11 +18,11 @@ from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFil
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prefect_tpu.block_base import TpuBlock
-from prefect_tpu.cluster.fleet import Fleet, RayFleet
-from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError, TpuError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleet_blocks import LocalFleetBlock, RayFleetBlock
+from prefect_tpu.fleets.fleet import Fleet, RayFleet
+from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
 from prefect_tpu.queued_block import QueuedResourceFleetBlock
 from prefect_tpu.settings import SliceCount
 

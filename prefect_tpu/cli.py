@@ -67,8 +67,8 @@ def up(
     json: Json = False,
 ) -> None:
     """Start simulated slices that stay up until `fleet down`."""
-    from prefect_tpu.cluster import fleet_daemon
-    from prefect_tpu.cluster.fleet import LocalFleet
+    from prefect_tpu.fleets import local_daemon
+    from prefect_tpu.fleets.fleet import LocalFleet
 
     if slices < 1:
         raise ConfigurationError(f"fleet up: slices={slices} must be at least 1, or no gang can ever run on it")
@@ -79,7 +79,7 @@ def up(
         chips_per_host=chips_per_host,
         start_timeout_seconds=start_timeout_seconds,
     )
-    state = fleet_daemon.up(name, fleet, _progress(json))
+    state = local_daemon.up(name, fleet, _progress(json))
     exports = [f"PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS={state.address}"]
     shape = fleet.shape
     if (shape.accelerator_type, shape.topology) != ("v4", "2x2x2"):
@@ -98,9 +98,10 @@ def up(
 @fleet_app.command
 def status(*, name: Name = "default", json: Json = False) -> None:
     """Show every slice: its hosts, and whether a gang has it."""
-    from prefect_tpu.cluster import fleet_daemon, inventory
+    from prefect_tpu.cluster import inventory
+    from prefect_tpu.fleets import local_daemon
 
-    found = fleet_daemon.request(name, "status", _progress(json))
+    found = local_daemon.request(name, "status", _progress(json))
     seen = {one.name: one for one in inventory.summary_at(found["address"]).slices}
     for one in found["slices"]:
         in_ray = seen.get(one["name"])
@@ -164,9 +165,9 @@ def add_slice(*, name: Name = "default", json: Json = False) -> None:
 @fleet_app.command
 def down(*, name: Name = "default", json: Json = False) -> None:
     """End the fleet, with everything that runs on it."""
-    from prefect_tpu.cluster import fleet_daemon
+    from prefect_tpu.fleets import local_daemon
 
-    state = fleet_daemon.down(name, _progress(json))
+    state = local_daemon.down(name, _progress(json))
     _tell(json, {"name": name, "address": state.address}, f"The fleet {name!r} is down.")
 
 
@@ -215,7 +216,7 @@ def pool_reap(
 ) -> None:
     """Delete the queued resources that killed runs of a pool's fleet have left behind."""
     from prefect_tpu.blocks import load_pool
-    from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
+    from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
 
     fleet = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}").make_fleet()
     if not isinstance(fleet, QueuedResourceFleet):
@@ -289,9 +290,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _request(name: str, do: str, quiet: bool, *, starts_hosts: bool = False, **arguments: Any) -> Any:
-    from prefect_tpu.cluster import fleet_daemon
+    from prefect_tpu.fleets import local_daemon
 
-    return fleet_daemon.request(name, do, _progress(quiet), starts_hosts=starts_hosts, **arguments)
+    return local_daemon.request(name, do, _progress(quiet), starts_hosts=starts_hosts, **arguments)
 
 
 def _progress(quiet: bool) -> Any:

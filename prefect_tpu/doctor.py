@@ -166,7 +166,7 @@ def _cluster(address: str | None) -> Iterator[Finding]:
         )
         return
     from prefect_tpu.cluster import inventory, session
-    from prefect_tpu.cluster.survey import survey
+    from prefect_tpu.fleets.survey import survey
 
     try:
         target = session.connect(address)

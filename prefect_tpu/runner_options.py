@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from prefect_tpu.cluster import runtime_env
-from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.fleets.fleet import Fleet
 
 if TYPE_CHECKING:
     from prefect_tpu.blocks import TpuSlicePool

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from prefect_tpu.cluster import runtime_env, tpu
 from prefect_tpu.cluster.attempt_state import AttemptOptions
-from prefect_tpu.cluster.fleet import Fleet
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.fleets.fleet import Fleet
 
 
 @dataclass(frozen=True, slots=True)

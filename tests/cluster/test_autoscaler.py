@@ -20,9 +20,9 @@ from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import ConfigurationError, GangCancelledError, RayFleet, SliceUnavailableError, TpuMultisliceRunner
 from prefect_tpu.cluster import inventory, run, session, tpu
-from prefect_tpu.cluster.autoscaler import NAME_PREFIX
 from prefect_tpu.cluster.run import Call, GangRun
 from prefect_tpu.core.verdict import Kind
+from prefect_tpu.fleets.autoscaler import NAME_PREFIX
 from tests.cluster.autoscaling import AutoscalingRay
 
 SHAPE = tpu.resolve_shape("v4", "2x2x1")

@@ -18,7 +18,7 @@ from rich.table import Table
 from prefect_tpu import cli as command_line
 from prefect_tpu._version import __version__
 from prefect_tpu.cluster import inventory, session
-from prefect_tpu.cluster.fleet import RayFleet
+from prefect_tpu.fleets.fleet import RayFleet
 from prefect_tpu.sidecars import fleet_marks
 
 pytestmark = pytest.mark.timeout(180)

@@ -15,8 +15,8 @@ import pytest
 
 from prefect_tpu import ConfigurationError, QueuedResourceFleet, TopologyError
 from prefect_tpu.cluster import inventory, session
-from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.cluster.tpu import resolve_shape
+from prefect_tpu.fleets.fleet import Fleet, LocalFleet, RayFleet
 from tests.provision.queued_server import QueuedServer, queued_server
 
 SHAPE = resolve_shape("v4", "2x2x1")
@@ -209,7 +209,7 @@ def test_what_cloud_tpu_does_not_have(machines: LocalFleet) -> None:
 
 def test_a_head_that_tpu_vms_cannot_reach() -> None:
     """At an address of this machine alone; said before anything is asked for."""
-    from prefect_tpu.cluster import queued_keepers
+    from prefect_tpu.fleets import queued_keepers
 
     fleet = QueuedResourceFleet("my-project", ZONES, "127.0.0.1:6379")
     with pytest.raises(ConfigurationError, match=r"call connect\(\) first"):
@@ -248,7 +248,7 @@ assert not [name for name in sys.modules if name.startswith(("google.cloud.tpu",
 
 def test_signs_of_life_in_ray(machines: LocalFleet) -> None:
     """In the cluster's own store; another each time, and none where there is no cluster."""
-    from prefect_tpu.cluster.queued_keepers import SignsOfLife
+    from prefect_tpu.fleets.queued_keepers import SignsOfLife
 
     signs, others = SignsOfLife(machines.address), SignsOfLife(machines.address)
     assert others.last("somebody") is None
@@ -282,8 +282,8 @@ def test_reaping_by_hand(service: QueuedServer, machines: LocalFleet) -> None:
 
 def test_what_the_keeper_sees_of_ray(machines: LocalFleet) -> None:
     """Leased slices are in use; retired ones are leased no more; a cluster that does not answer is no news."""
-    from prefect_tpu.cluster import queued_keepers
     from prefect_tpu.cluster.leases import LeaseQueue
+    from prefect_tpu.fleets import queued_keepers
 
     machines.connect()
     assert queued_keepers.slices_in_use(machines.address) == {"slice-0": False}

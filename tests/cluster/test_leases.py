@@ -15,11 +15,12 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import GangCancelledError, LocalFleet, SliceUnavailableError
-from prefect_tpu.cluster import autoscaler, inventory, tpu
+from prefect_tpu.cluster import inventory, tpu
 from prefect_tpu.cluster import lease as lease_module
 from prefect_tpu.cluster.lease import GangLease
 from prefect_tpu.cluster.leases import LeaseQueue
 from prefect_tpu.core.gang import Host, Slice
+from prefect_tpu.fleets import autoscaler
 
 SHAPE = tpu.resolve_shape("v4", "2x2x2")
 

@@ -20,8 +20,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import inventory, session
-from prefect_tpu.cluster.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError
+from prefect_tpu.fleets.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.sidecars import fleet_marks
 from prefect_tpu.sidecars.simulated_identity import clean_environment, simulated_host_environment
 
@@ -426,7 +426,7 @@ DRIVER = textwrap.dedent(
     import json, os, subprocess, sys, time
     import ray
     from prefect_tpu.cluster import fleet_processes
-    from prefect_tpu.cluster.fleet import LocalFleet
+    from prefect_tpu.fleets.fleet import LocalFleet
 
     @ray.remote(num_cpus=0)
     class Tenant:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from prefect_tpu.cluster import inventory, join, session
+from prefect_tpu.cluster import inventory, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+from prefect_tpu.fleets import join
 from prefect_tpu.linux import probe
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.janitor import Janitor
@@ -26,8 +27,8 @@ from prefect_tpu.provision.problems import CloudError
 from prefect_tpu.provision.seams import RayView
 
 if TYPE_CHECKING:
-    from prefect_tpu.cluster.fleet import Say
-    from prefect_tpu.cluster.queued_fleet import QueuedResourceFleet
+    from prefect_tpu.fleets.fleet import Say
+    from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
     from prefect_tpu.provision.queued import QueuedResources
 
 log = logging.getLogger("prefect_tpu.provision")

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
-from prefect_tpu.cluster.fleet_control import COMMAND_TIMEOUT_SECONDS, SupervisorProcess
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.fleets.local_control import COMMAND_TIMEOUT_SECONDS, SupervisorProcess
 
 log = logging.getLogger("prefect_tpu.fleet")
 
@@ -116,7 +116,8 @@ class RayFleet:
             ConfigurationError: not reachable, connected elsewhere, or (unless it is autoscaled) no host of it has TPU
                 chips.
         """
-        from prefect_tpu.cluster import inventory, join, session
+        from prefect_tpu.cluster import inventory, session
+        from prefect_tpu.fleets import join
 
         if say is not None and session.address() is None:
             say(f"connecting to Ray at {self.address}" + (", joining it first" if self.join else ""))
@@ -135,7 +136,7 @@ class RayFleet:
         """To Ray's autoscaler; None if it is not autoscaled: its slices are those that are up."""
         if not self.autoscaled:
             return None
-        from prefect_tpu.cluster.autoscaler import AutoscalerDemand
+        from prefect_tpu.fleets.autoscaler import AutoscalerDemand
 
         return AutoscalerDemand(shape, run_id)
 

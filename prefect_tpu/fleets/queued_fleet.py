@@ -10,9 +10,9 @@ from importlib import metadata
 from typing import Any, Self
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster.fleet import Demand, RayFleet, Say
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.fleets.fleet import Demand, RayFleet, Say
 from prefect_tpu.provision import startup
 from prefect_tpu.provision.owner import FLOW_RUN_LABEL, LABEL_KEY, LABEL_VALUE, NAME, TASK_RUN_LABEL, clean_label
 from prefect_tpu.provision.plan import Rules
@@ -149,7 +149,7 @@ class QueuedResourceFleet:
         Raises:
             ConfigurationError: google-cloud-tpu is missing, there are no credentials, or Ray's head does not answer.
         """
-        from prefect_tpu.cluster import queued_keepers
+        from prefect_tpu.fleets import queued_keepers
 
         queued_keepers.connect(self, say)
 
@@ -159,7 +159,7 @@ class QueuedResourceFleet:
         Raises:
             ConfigurationError: Cloud TPU has no such slices, or TPU VMs cannot reach the Ray cluster.
         """
-        from prefect_tpu.cluster import queued_keepers
+        from prefect_tpu.fleets import queued_keepers
 
         asked = self.request(shape, queued_keepers.address_for_hosts(self), run_id)
         say(f"{num_slices} {shape} slices are wanted of {self.describe()}")
@@ -171,7 +171,7 @@ class QueuedResourceFleet:
 
     def close(self) -> None:
         """Delete everything that this process has created, within `close_timeout_seconds`; also done at its end."""
-        from prefect_tpu.cluster import queued_keepers
+        from prefect_tpu.fleets import queued_keepers
 
         queued_keepers.close(self)
 
@@ -189,7 +189,7 @@ class QueuedResourceFleet:
             ConfigurationError: google-cloud-tpu is missing, or there are no credentials.
             ProvisioningError: the API refuses.
         """
-        from prefect_tpu.cluster import queued_keepers
+        from prefect_tpu.fleets import queued_keepers
 
         return queued_keepers.reap(self, elsewhere_too=elsewhere_too)
 

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect_tpu.cluster.fleet import LocalFleet, configuration
-from prefect_tpu.cluster.fleet_control import (
+from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+from prefect_tpu.fleets.fleet import LocalFleet, configuration
+from prefect_tpu.fleets.local_control import (
     COMMAND_TIMEOUT_SECONDS,
     STOP_TIMEOUT_SECONDS,
     Progress,
     SupervisorProcess,
     request_by_socket,
 )
-from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.sidecars import fleet_marks
 
 DEFAULT_NAME = "default"
