@@ -18,7 +18,7 @@ from rich.table import Table
 
 from prefect_tpu import LocalFleet
 from prefect_tpu.cluster import inventory
-from prefect_tpu.cluster.leases import LeaseQueue
+from prefect_tpu.leases.queue import LeaseQueue
 
 TOPOLOGY = "2x2x1"
 """One host each: a simulated host is a whole Ray node, and costs some 200 MB and a second of CPU."""

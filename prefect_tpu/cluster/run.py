@@ -17,9 +17,7 @@ from prefect_tpu.cluster import inventory, runtime_env, session
 from prefect_tpu.cluster.agents import AgentPool
 from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
 from prefect_tpu.cluster.gang import GangAttempt
-from prefect_tpu.cluster.lease import GangLease
 from prefect_tpu.cluster.plan import GangPlan
-from prefect_tpu.cluster.slices import GangSlices
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
@@ -28,6 +26,8 @@ from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
+from prefect_tpu.leases.lease import GangLease
+from prefect_tpu.leases.slices import GangSlices
 from prefect_tpu.wire import pickling
 
 log = logging.getLogger("prefect_tpu.gang")

@@ -282,8 +282,8 @@ def test_reaping_by_hand(service: QueuedServer, machines: LocalFleet) -> None:
 
 def test_what_the_keeper_sees_of_ray(machines: LocalFleet) -> None:
     """Leased slices are in use; retired ones are leased no more; a cluster that does not answer is no news."""
-    from prefect_tpu.cluster.leases import LeaseQueue
     from prefect_tpu.fleets import queued_keepers
+    from prefect_tpu.leases.queue import LeaseQueue
 
     machines.connect()
     assert queued_keepers.slices_in_use(machines.address) == {"slice-0": False}

@@ -16,11 +16,11 @@ from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import GangCancelledError, LocalFleet, SliceUnavailableError
 from prefect_tpu.cluster import inventory, tpu
-from prefect_tpu.cluster import lease as lease_module
-from prefect_tpu.cluster.lease import GangLease
-from prefect_tpu.cluster.leases import LeaseQueue
 from prefect_tpu.core.gang import Host, Slice
 from prefect_tpu.fleets import autoscaler
+from prefect_tpu.leases import lease as lease_module
+from prefect_tpu.leases.lease import GangLease
+from prefect_tpu.leases.queue import LeaseQueue
 
 SHAPE = tpu.resolve_shape("v4", "2x2x2")
 
@@ -268,7 +268,7 @@ RACER = """
 import sys, time
 from prefect_tpu import RayFleet
 from prefect_tpu.cluster import tpu
-from prefect_tpu.cluster.leases import LeaseQueue
+from prefect_tpu.leases.queue import LeaseQueue
 
 RayFleet(sys.argv[1]).connect()
 queue, shape = LeaseQueue(), tpu.resolve_shape("v4", "2x2x2")

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner
 from prefect_tpu.cluster import inventory, session, tpu
-from prefect_tpu.cluster.slices import QUEUE, GangSlices
+from prefect_tpu.leases.slices import QUEUE, GangSlices
 from tests.prefect.conftest import eventually
 
 SHAPE = tpu.resolve_shape("v4", "2x2x1")

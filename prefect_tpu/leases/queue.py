@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import ray
 
 from prefect_tpu.cluster import inventory, session
-from prefect_tpu.cluster.lease import Extra, GangLease, Lease, release_all, reserve
 from prefect_tpu.core.errors import GangCancelledError, SliceUnavailableError
 from prefect_tpu.core.gang import numeric_key
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand
+from prefect_tpu.leases.lease import Extra, GangLease, Lease, release_all, reserve
 
 log = logging.getLogger("prefect_tpu.leases")
 

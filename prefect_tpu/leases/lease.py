@@ -15,7 +15,7 @@ from prefect_tpu.core.gang import Gang, Slice, numeric_key, order_slices
 from prefect_tpu.core.topology import SliceShape
 
 if TYPE_CHECKING:
-    from prefect_tpu.cluster.leases import LeaseQueue
+    from prefect_tpu.leases.queue import LeaseQueue
 
 log = logging.getLogger("prefect_tpu.leases")
 

@@ -1,0 +1,1 @@
+"""Who has which slice, and for how long. Runs: driver."""
