@@ -21,8 +21,6 @@ from prefect.logging import get_run_logger
 from prefect.utilities.math import clamped_poisson_interval
 
 from prefect_tpu import artifacts, states
-from prefect_tpu.cluster.gang import BARRIER_MARGIN_SECONDS
-from prefect_tpu.cluster.run import Call, Ended, GangRun
 from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
@@ -35,6 +33,8 @@ from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.retry import Decision, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Kind, Verdict
 from prefect_tpu.failures import as_exception
+from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS
+from prefect_tpu.gang.run import Call, Ended, GangRun
 from prefect_tpu.logs import Logger, RunLog
 from prefect_tpu.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.resolved import Resolved

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from prefect.settings import get_current_settings
 
 from prefect_tpu.cluster import runtime_env
-from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.retry import Limits
 from prefect_tpu.fleets.fleet import Fleet, LocalFleet, RayFleet
 from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
+from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:

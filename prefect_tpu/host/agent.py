@@ -13,8 +13,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import object_store
-from prefect_tpu.cluster.lifeline import Heart
 from prefect_tpu.core.messages import HostReport, LaunchRequest, Notice, Poll
+from prefect_tpu.gang.lifelines import Heart
 from prefect_tpu.host.metadata import MetadataWatcher
 from prefect_tpu.host.supervisor import HostSupervisor
 

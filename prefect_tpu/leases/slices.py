@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from prefect_tpu.cluster import inventory, session
-from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.core.errors import SliceUnavailableError
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand
+from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.leases.lease import GangLease
 from prefect_tpu.leases.queue import LeaseQueue
 

@@ -19,10 +19,11 @@ from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import ConfigurationError, GangCancelledError, RayFleet, SliceUnavailableError, TpuMultisliceRunner
-from prefect_tpu.cluster import inventory, run, session, tpu
-from prefect_tpu.cluster.run import Call, GangRun
+from prefect_tpu.cluster import inventory, session, tpu
 from prefect_tpu.core.verdict import Kind
 from prefect_tpu.fleets.autoscaler import NAME_PREFIX
+from prefect_tpu.gang import run
+from prefect_tpu.gang.run import Call, GangRun
 from tests.cluster.autoscaling import AutoscalingRay
 
 SHAPE = tpu.resolve_shape("v4", "2x2x1")
@@ -31,7 +32,7 @@ SOON_SECONDS = 20.0
 UP_SECONDS = 60.0
 SCRIPT = """
 import sys
-from prefect_tpu.cluster.run import Call
+from prefect_tpu.gang.run import Call
 from tests.cluster.test_autoscaler import Listener, gang
 gang(sys.argv[1], topology="2x2x2").attempt(1, Call(print, (), {}, None), Listener())
 """

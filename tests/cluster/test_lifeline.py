@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_tpu.cluster.lifeline import BEAT_SECONDS, Heart, Lifelines
+from prefect_tpu.gang.lifelines import BEAT_SECONDS, Heart, Lifelines
 
 AGENT = """
 import sys, time
-from prefect_tpu.cluster.lifeline import Heart
+from prefect_tpu.gang.lifelines import Heart
 print(Heart("127.0.0.1").port, flush=True)
 time.sleep(600)
 """

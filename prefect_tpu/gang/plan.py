@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefect_tpu.cluster import runtime_env, tpu
-from prefect_tpu.cluster.attempt_state import AttemptOptions
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.gang.host_state import AttemptOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import ray
 from ray.exceptions import RayError
 
 from prefect_tpu.cluster import inventory
-from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState, Observer
-from prefect_tpu.cluster.lifeline import Lifelines
 from prefect_tpu.core.messages import HostReport, LogRecord, Notice
+from prefect_tpu.gang.host_state import AttemptOptions, HostState, Observer
+from prefect_tpu.gang.lifelines import Lifelines
 from prefect_tpu.host import stacks
 
 log = logging.getLogger("prefect_tpu.gang")

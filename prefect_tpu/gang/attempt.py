@@ -12,17 +12,18 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from prefect_tpu.cluster import inventory, results, session
-from prefect_tpu.cluster.attempt_state import AttemptEnd, AttemptOptions, HostState, Observer
-from prefect_tpu.cluster.calls import check_version, note_failure, request, ship
-from prefect_tpu.cluster.growth import Growth
-from prefect_tpu.cluster.outside import Outside
+from prefect_tpu.cluster import inventory, session
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Poll, Progress, Raised, Returned
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind
+from prefect_tpu.gang import results
+from prefect_tpu.gang.agent_calls import check_version, note_failure, request, ship
+from prefect_tpu.gang.health import Outside
+from prefect_tpu.gang.host_state import AttemptEnd, AttemptOptions, HostState, Observer
+from prefect_tpu.gang.resizing import Growth
 
 log = logging.getLogger("prefect_tpu.gang")
 

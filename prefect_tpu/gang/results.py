@@ -15,9 +15,9 @@ from typing import Any
 import ray
 
 from prefect_tpu.cluster import object_store
-from prefect_tpu.cluster.attempt_state import HostState
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.messages import Raised
+from prefect_tpu.gang.host_state import HostState
 from prefect_tpu.wire import payload
 
 PIECE_BYTES = 32 * 1024**2

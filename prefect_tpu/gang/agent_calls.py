@@ -18,12 +18,12 @@ from ray.exceptions import (
 
 from prefect_tpu._version import __version__
 from prefect_tpu.cluster import object_store
-from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState
 from prefect_tpu.core.environment import gang_environment
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.messages import HostReport, JaxInit, LaunchRequest, Raised, Stage
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.gang.host_state import AttemptOptions, HostState
 
 
 def request(

@@ -14,10 +14,6 @@ from typing import Any
 import cloudpickle
 
 from prefect_tpu.cluster import inventory, runtime_env, session
-from prefect_tpu.cluster.agents import AgentPool
-from prefect_tpu.cluster.attempt_state import AttemptEnd, Observer
-from prefect_tpu.cluster.gang import GangAttempt
-from prefect_tpu.cluster.plan import GangPlan
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
@@ -26,6 +22,10 @@ from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
+from prefect_tpu.gang.agents import AgentPool
+from prefect_tpu.gang.attempt import GangAttempt
+from prefect_tpu.gang.host_state import AttemptEnd, Observer
+from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.leases.lease import GangLease
 from prefect_tpu.leases.slices import GangSlices
 from prefect_tpu.wire import pickling

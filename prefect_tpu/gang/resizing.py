@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from prefect_tpu.cluster.attempt_state import AttemptOptions, HostState, Observer
+from prefect_tpu.gang.host_state import AttemptOptions, HostState, Observer
 
 LOOK_SECONDS = 2.0
 """How often it is looked whether they are."""
