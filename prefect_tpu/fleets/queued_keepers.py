@@ -21,15 +21,15 @@ from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets import join
 from prefect_tpu.linux import probe
 from prefect_tpu.provision import reaping
+from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.janitor import Janitor
 from prefect_tpu.provision.keeper import Keeper
 from prefect_tpu.provision.problems import CloudError
-from prefect_tpu.provision.seams import RayView
 
 if TYPE_CHECKING:
     from prefect_tpu.fleets.fleet import Say
     from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
-    from prefect_tpu.provision.queued import QueuedResources
+    from prefect_tpu.provision.cloud_tpu import QueuedResources
 
 log = logging.getLogger("prefect_tpu.provision")
 
@@ -228,7 +228,7 @@ def cloud(fleet: QueuedResourceFleet) -> QueuedResources:
         ConfigurationError: the client is not installed, or there are no credentials.
     """
     try:
-        from prefect_tpu.provision.queued import QueuedResources
+        from prefect_tpu.provision.cloud_tpu import QueuedResources
     except ImportError as error:
         raise ConfigurationError(
             f"{fleet.describe()} need Google's client for Cloud TPU, and {error.name} is not installed: {INSTALL}"

@@ -69,9 +69,9 @@ def sweep(config: dict[str, Any]) -> None:
         config: "project", "zones", "fleet", "owner", "endpoint", "call_seconds", "retry_seconds", "seconds", and
             "service_account", the content of a key file, or None for the environment's own identity.
     """
+    from prefect_tpu.provision.cloud_tpu import QueuedResources, identity_of
     from prefect_tpu.provision.plan import LEAVING
     from prefect_tpu.provision.problems import CloudError
-    from prefect_tpu.provision.queued import QueuedResources, identity_of
 
     api = QueuedResources(
         project=config["project"],

@@ -8,13 +8,13 @@ import time
 import uuid
 from dataclasses import replace
 
-from prefect_tpu.provision import plan, progress, reaping
+from prefect_tpu.provision import plan, prospects, reaping
 from prefect_tpu.provision.demand import SliceDemand
+from prefect_tpu.provision.interfaces import Cloud, RayView
 from prefect_tpu.provision.owner import FLEET_LABEL, KIND_LABEL, OWNER_LABEL, Owner
 from prefect_tpu.provision.plan import Create, Delete, Memory, Resource, Rules, View
 from prefect_tpu.provision.problems import Cause, CloudError
 from prefect_tpu.provision.request import SliceRequest
-from prefect_tpu.provision.seams import Cloud, RayView
 
 log = logging.getLogger("prefect_tpu.provision")
 
@@ -97,14 +97,14 @@ class Keeper:
             if self._view is None:
                 return ""
             view = self._view_of(self._view, wants)
-            return progress.hopeless(view, self._memory, self.rules, askers=len(self._demands))
+            return prospects.hopeless(view, self._memory, self.rules, askers=len(self._demands))
 
     def describe(self, wants: SliceDemand) -> str:
         """How far it is."""
         with self._lock:
             if self._view is None:
                 return "the API is being asked"
-            return progress.describe(self._view_of(self._view, wants), self._memory)
+            return prospects.describe(self._view_of(self._view, wants), self._memory)
 
     def close(self) -> list[str]:
         """End, and delete everything that is ours; what could not be deleted in time is named in a warning.

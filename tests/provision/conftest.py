@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_tpu.provision.cloud_tpu import QueuedResources
+from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.keeper import Keeper
 from prefect_tpu.provision.plan import Rules
-from prefect_tpu.provision.queued import QueuedResources
 from prefect_tpu.provision.request import SliceRequest
-from prefect_tpu.provision.seams import RayView
 from tests.provision.queued_server import QueuedServer, queued_server
 
 EAST, WEST = "us-east5-b", "us-west4-a"

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.provision.cloud_tpu import QueuedResources
 from prefect_tpu.provision.problems import Cause, CloudError
-from prefect_tpu.provision.queued import QueuedResources
 from tests.provision.conftest import EAST, WEST, asked
 from tests.provision.queued_server import QueuedServer
 

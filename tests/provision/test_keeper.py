@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from prefect_tpu.core.errors import ProvisioningError
+from prefect_tpu.provision.cloud_tpu import QueuedResources
+from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.keeper import Keeper
 from prefect_tpu.provision.owner import Owner
 from prefect_tpu.provision.plan import Rules
-from prefect_tpu.provision.queued import QueuedResources
-from prefect_tpu.provision.seams import RayView
 from tests.provision.conftest import EAST, WEST, asked
 from tests.provision.queued_server import QueuedServer, Record, State
 
@@ -280,8 +280,8 @@ def test_what_a_killed_run_has_left_is_reaped(server: QueuedServer, keeper: Make
 import sys
 from prefect_tpu.provision.keeper import Keeper
 from prefect_tpu.provision.plan import Rules
-from prefect_tpu.provision.queued import QueuedResources
-from prefect_tpu.provision.seams import RayView
+from prefect_tpu.provision.cloud_tpu import QueuedResources
+from prefect_tpu.provision.interfaces import RayView
 from tests.provision.conftest import EAST, asked
 keeper = Keeper(name="training", zones=(EAST,), cloud=QueuedResources("my-project", endpoint=sys.argv[1]),
     ray=RayView(lambda: None, lambda names: None), rules=Rules(), poll_seconds=0.05,

@@ -22,7 +22,7 @@ from prefect_tpu.provision.plan import (
     refused,
 )
 from prefect_tpu.provision.problems import Cause, Problem
-from prefect_tpu.provision.progress import describe, hopeless
+from prefect_tpu.provision.prospects import describe, hopeless
 
 A, B = "us-east5-a", "us-east5-b"
 KIND = "v4-2x2x1"
