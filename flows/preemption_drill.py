@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 import prefect_tpu
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts, runtime
+from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime
+from prefect_tpu.observability import artifacts
 
 STEPS = 60
 CHECKPOINT_EVERY_STEPS = 10

@@ -20,7 +20,6 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.utilities.math import clamped_poisson_interval
 
-from prefect_tpu import artifacts, states
 from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
@@ -35,8 +34,9 @@ from prefect_tpu.core.verdict import Kind, Verdict
 from prefect_tpu.failures import as_exception
 from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS
 from prefect_tpu.gang.run import Call, Ended, GangRun
-from prefect_tpu.logs import Logger, RunLog
-from prefect_tpu.observer import SETTLE_SECONDS, RunObserver
+from prefect_tpu.observability import artifacts, states
+from prefect_tpu.observability.logs import Logger, RunLog
+from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.resolved import Resolved
 from prefect_tpu.settings import current_settings
 from prefect_tpu.wire import pickling

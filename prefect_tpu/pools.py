@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect_tpu.observer import settle
+from prefect_tpu.observability.observer import settle
 from prefect_tpu.task_runners import TpuMultisliceRunner
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
     from prefect_tpu.blocks import TpuSlicePool
-    from prefect_tpu.logs import Logger
+    from prefect_tpu.observability.logs import Logger
 
 log = logging.getLogger("prefect_tpu.pools")
 

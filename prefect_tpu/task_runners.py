@@ -19,7 +19,7 @@ from typing_extensions import TypeVar, Unpack
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleets.fleet import Fleet
-from prefect_tpu.observer import settle
+from prefect_tpu.observability.observer import settle
 from prefect_tpu.resolved import Resolved
 from prefect_tpu.runner_options import RunnerOptions, check_options
 

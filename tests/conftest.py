@@ -15,7 +15,7 @@ os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A Prefect server with an empty database, one for all tests of a process: Prefect keeps its address."""
-    from prefect_tpu import artifacts
+    from prefect_tpu.observability import artifacts
 
     with prefect_test_harness(server_startup_timeout=90):
         yield

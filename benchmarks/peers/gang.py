@@ -26,7 +26,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.testing.utilities import prefect_test_harness
 
 import prefect_tpu
-from prefect_tpu import TpuMultisliceRunner, artifacts, runtime
+from prefect_tpu import TpuMultisliceRunner, runtime
+from prefect_tpu.observability import artifacts
 
 SERVER_START_SECONDS = 90
 ARTIFACT_WAIT_SECONDS = 10.0

@@ -19,7 +19,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, ArtifactFilterTaskRunId
 from prefect.states import State
 
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts, runtime, task
+from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime, task
+from prefect_tpu.observability import artifacts
 
 from .conftest import eventually
 

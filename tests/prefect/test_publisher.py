@@ -15,8 +15,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
 from prefect.runtime import task_run
 
-from prefect_tpu import publisher
-from prefect_tpu.publisher import Publisher, Slot, Version
+from prefect_tpu.observability import publisher
+from prefect_tpu.observability.publisher import Publisher, Slot, Version
 
 
 def make_slot() -> Slot:

@@ -7,10 +7,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
-from prefect_tpu import summary
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.verdict import Kind
-from prefect_tpu.summary import RunFacts
+from prefect_tpu.observability import run_summary
+from prefect_tpu.observability.run_summary import RunFacts
 from tests.core.test_ledger import report
 
 BUDGETS = "preemptions 1, lost hosts 0 of 10, failures 0 of 3"
@@ -40,7 +40,7 @@ def two_attempts() -> tuple[AttemptReport, ...]:
 
 def test_a_run_that_went_on_after_a_loss() -> None:
     """What happened, to whom, what it is charged to, what it cost."""
-    text = summary.render(RunFacts("train", two_attempts(), ended=True, budgets=BUDGETS))
+    text = run_summary.render(RunFacts("train", two_attempts(), ended=True, budgets=BUDGETS))
     assert text.startswith("## train: SUCCEEDED after 2 attempts\n")
     assert cells(text, "**79%**") == ["3 min 23 s", "step 200, 30 done again", BUDGETS]
     assert cells(text, "1") == [
@@ -54,21 +54,21 @@ def test_a_run_that_went_on_after_a_loss() -> None:
 
 def test_while_the_run_goes_on() -> None:
     """It says that another attempt follows, and claims nothing about it."""
-    text = summary.render(RunFacts("train", two_attempts()[:1], ended=False, budgets=BUDGETS))
+    text = run_summary.render(RunFacts("train", two_attempts()[:1], ended=False, budgets=BUDGETS))
     assert text.startswith("## train: 1 attempt ended, the next one follows\n")
     assert cells(text, "**0%**")[1] == "step 100"
 
 
 def test_a_quick_success_has_no_picture() -> None:
     """Nothing to see."""
-    text = summary.render(RunFacts("quick", (report(1, Kind.SUCCEEDED, began=0, run=1.0),), ended=True, budgets=""))
+    text = run_summary.render(RunFacts("quick", (report(1, Kind.SUCCEEDED, began=0, run=1.0),), ended=True, budgets=""))
     assert "data:image" not in text
     assert "no steps reported" in text
 
 
 def test_no_slices_were_found() -> None:
     """A run without any attempt on slices has a summary too."""
-    text = summary.render(
+    text = run_summary.render(
         RunFacts("waits", (report(1, Kind.UNPROVISIONED, began=0, names=()),), ended=True, budgets="")
     )
     assert "## waits: UNPROVISIONED after 1 attempt" in text
@@ -83,7 +83,7 @@ def test_names_and_messages_are_only_text() -> None:
     assert whole is not None
     slices = tuple(replace(one, name=f"{nasty}-{index}") for index, one in enumerate(whole.slices))
     bad = replace(first, gang=replace(whole, slices=slices), verdict=replace(first.verdict, cause=nasty), budgets=nasty)
-    text = summary.render(RunFacts(nasty, (bad,), ended=True, budgets=nasty))
+    text = run_summary.render(RunFacts(nasty, (bad,), ended=True, budgets=nasty))
     picture(text)
     outside = re.sub(r"\(data:[^)]*\)", "", text)
     assert "<script" not in outside
@@ -106,10 +106,10 @@ def test_many_slices_and_many_attempts() -> None:
         began += 610
         spares.append(names[lost])
         names[lost] = spares.pop(0)
-    text = summary.render(RunFacts("train", tuple(reports), ended=True, budgets=BUDGETS))
+    text = run_summary.render(RunFacts("train", tuple(reports), ended=True, budgets=BUDGETS))
     assert len(text) < 600_000
     assert "Attempts 1 to 440 are not in the table: 440 PREEMPTED." in text
     row = cells(text, "499")
     assert re.fullmatch(r"64: \S+ … \S+, lost \S+", row[0])
     assert "The 64 slices that were used last; 40 others are not shown." in text
-    assert len(picture(text)) < summary.MAX_PICTURE_BYTES
+    assert len(picture(text)) < run_summary.MAX_PICTURE_BYTES

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 from prefect.client.schemas.objects import State, StateType, TaskRun, TaskRunResult
 
-from prefect_tpu import states
 from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.observability import states
 
 MAX_BARS = 64
 """Slices of one attempt; of more none is shown."""

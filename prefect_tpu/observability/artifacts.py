@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from uuid import UUID
 
-from prefect_tpu import summary
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.publisher import Publisher, Slot, Version
+from prefect_tpu.observability import run_summary
+from prefect_tpu.observability.publisher import Publisher, Slot, Version
 
 MAX_ROWS = 1_000
 """Newest rows kept in one table: 500 attempts of two slices, far below Prefect's limit for an artifact."""
@@ -49,7 +49,7 @@ class RunArtifacts:
 
         def run_summary() -> Version:
             return Version(
-                summary.render(summary.RunFacts(name, kept, ended, budgets)),
+                run_summary.render(run_summary.RunFacts(name, kept, ended, budgets)),
                 f"What happened to task `{name}`, and what it cost.",
             )
 

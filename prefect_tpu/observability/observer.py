@@ -6,15 +6,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from prefect_tpu import artifacts, states
-from prefect_tpu.artifacts import RunArtifacts
-from prefect_tpu.bars import SliceBars
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.messages import LogLine, LogRecord, Progress
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.events import GangEvents
-from prefect_tpu.logs import RunLog
-from prefect_tpu.progress import RunProgress
+from prefect_tpu.observability import artifacts, states
+from prefect_tpu.observability.artifacts import RunArtifacts
+from prefect_tpu.observability.events import GangEvents
+from prefect_tpu.observability.logs import RunLog
+from prefect_tpu.observability.progress import RunProgress
+from prefect_tpu.observability.slice_bars import SliceBars
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun

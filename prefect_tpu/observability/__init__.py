@@ -1,0 +1,1 @@
+"""What people see: logs, states, events, artifacts, pictures. Runs: driver."""
