@@ -20,15 +20,15 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.observability.observer import settle
-from prefect_tpu.resolved import Resolved
 from prefect_tpu.runner_options import RunnerOptions, check_options
+from prefect_tpu.task_run.resolve import Resolved
 
 if TYPE_CHECKING:
     from typing import Self
     from uuid import UUID
 
     from prefect_tpu.blocks import TpuSlicePool
-    from prefect_tpu.launcher import GangLaunch
+    from prefect_tpu.task_run.gang_task_run import GangLaunch
 
 log = logging.getLogger("prefect_tpu.task_runners")
 

@@ -16,10 +16,10 @@ from prefect.tasks import MaterializingTask, Task, TaskOptions
 from prefect.utilities.callables import get_call_parameters
 from typing_extensions import Unpack
 
-from prefect_tpu.cache import with_gang_shape
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.entry import make_launcher
-from prefect_tpu.launcher import GangLaunch
+from prefect_tpu.task_run.cache import with_gang_shape
+from prefect_tpu.task_run.entry import make_launcher
+from prefect_tpu.task_run.gang_task_run import GangLaunch
 from prefect_tpu.task_runners import Flat, Nested, Process0, TpuMultisliceRunner, runner_for
 
 P = ParamSpec("P")
@@ -188,7 +188,7 @@ async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], launch: GangLaun
 def _pool() -> TpuMultisliceRunner[Any]:
     from prefect.utilities.visualization import VisualizationUnsupportedError, get_task_viz_tracker
 
-    from prefect_tpu.pools import pool_for
+    from prefect_tpu.task_run.threads import pool_for
 
     if get_task_viz_tracker():
         raise VisualizationUnsupportedError("`submit` and `map` are not supported by `flow.visualize()`")

@@ -10,7 +10,7 @@ from typing import Any
 from prefect.context import TaskRunContext
 
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.launcher import GangLaunch
+from prefect_tpu.task_run.gang_task_run import GangLaunch
 
 
 def current_launch(body: Callable[..., Any]) -> GangLaunch | None:

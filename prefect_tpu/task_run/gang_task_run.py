@@ -31,14 +31,14 @@ from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.retry import Decision, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Kind, Verdict
-from prefect_tpu.failures import as_exception
 from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS
 from prefect_tpu.gang.run import Call, Ended, GangRun
 from prefect_tpu.observability import artifacts, states
 from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
-from prefect_tpu.resolved import Resolved
 from prefect_tpu.settings import current_settings
+from prefect_tpu.task_run.failures import as_exception
+from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.wire import pickling
 
 if TYPE_CHECKING:
