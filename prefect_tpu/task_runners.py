@@ -20,7 +20,7 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.observability.observer import settle
-from prefect_tpu.runner_options import RunnerOptions, check_options
+from prefect_tpu.options.check import RunnerOptions, check_options
 from prefect_tpu.task_run.resolve import Resolved
 
 if TYPE_CHECKING:

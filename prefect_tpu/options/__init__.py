@@ -1,0 +1,1 @@
+"""Every option once: types, limits, defaults, words. Runs: driver."""
