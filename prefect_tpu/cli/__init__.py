@@ -235,7 +235,7 @@ def doctor(
 
     Exit codes: 0 all is well; 1 something is not; 2 wrong usage.
     """
-    from prefect_tpu.doctor import examine
+    from prefect_tpu.cli.doctor import examine
 
     findings = examine(address)
     failed = any(one.ok is False for one in findings)
