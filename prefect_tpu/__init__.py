@@ -12,10 +12,10 @@ from prefect_tpu._version import __version__
 
 if TYPE_CHECKING:
     from prefect_tpu import runtime as runtime
-    from prefect_tpu.blocks import LocalFleetBlock as LocalFleetBlock
-    from prefect_tpu.blocks import QueuedResourceFleetBlock as QueuedResourceFleetBlock
-    from prefect_tpu.blocks import RayFleetBlock as RayFleetBlock
-    from prefect_tpu.blocks import TpuSlicePool as TpuSlicePool
+    from prefect_tpu.blocks.pool import LocalFleetBlock as LocalFleetBlock
+    from prefect_tpu.blocks.pool import QueuedResourceFleetBlock as QueuedResourceFleetBlock
+    from prefect_tpu.blocks.pool import RayFleetBlock as RayFleetBlock
+    from prefect_tpu.blocks.pool import TpuSlicePool as TpuSlicePool
     from prefect_tpu.core.errors import AttemptError as AttemptError
     from prefect_tpu.core.errors import ConfigurationError as ConfigurationError
     from prefect_tpu.core.errors import GangCancelledError as GangCancelledError

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Self
     from uuid import UUID
 
-    from prefect_tpu.blocks import TpuSlicePool
+    from prefect_tpu.blocks.pool import TpuSlicePool
     from prefect_tpu.task_run.gang_task_run import GangLaunch
 
 log = logging.getLogger("prefect_tpu.task_runners")

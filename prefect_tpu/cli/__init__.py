@@ -176,7 +176,7 @@ def pool_status(
     pool: Annotated[str, cyclopts.Parameter(help='Its name, or "tpu-slice-pool/NAME".')], /, *, json: Json = False
 ) -> int:
     """Show the slices of a saved pool as they are now. Reserves and starts nothing."""
-    from prefect_tpu.blocks import QueuedResourceFleetBlock, load_pool
+    from prefect_tpu.blocks.pool import QueuedResourceFleetBlock, load_pool
 
     loaded = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}")
     found: Any = loaded.status(_sync=True)  # type: ignore[call-arg]
@@ -215,7 +215,7 @@ def pool_reap(
     json: Json = False,
 ) -> None:
     """Delete the queued resources that killed runs of a pool's fleet have left behind."""
-    from prefect_tpu.blocks import load_pool
+    from prefect_tpu.blocks.pool import load_pool
     from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
 
     fleet = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}").make_fleet()

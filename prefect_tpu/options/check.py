@@ -12,7 +12,7 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.fleets.fleet import Fleet
 
 if TYPE_CHECKING:
-    from prefect_tpu.blocks import TpuSlicePool
+    from prefect_tpu.blocks.pool import TpuSlicePool
 
 _SLUG = re.compile(r"tpu-slice-pool/[a-z0-9-]+")
 

@@ -22,7 +22,7 @@ from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
-    from prefect_tpu.blocks import TpuSlicePool
+    from prefect_tpu.blocks.pool import TpuSlicePool
     from prefect_tpu.observability.logs import Logger
 
 log = logging.getLogger("prefect_tpu.pools")
@@ -53,12 +53,12 @@ class Resolved:
         if given is None:
             given = self._settings.pool
         if isinstance(given, str):
-            from prefect_tpu.blocks import load_pool
+            from prefect_tpu.blocks.pool import load_pool
 
             return load_pool(given)
         if given is not None or self._settings.ray_address:
             return given or RayFleet(address=str(self._settings.ray_address))
-        from prefect_tpu.blocks import find_pool
+        from prefect_tpu.blocks.pool import find_pool
 
         return find_pool(DEFAULT_POOL_NAME)
 

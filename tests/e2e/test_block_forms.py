@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_tpu.block_base import TpuBlock
 from prefect_tpu.blocks import LocalFleetBlock, QueuedResourceFleetBlock, RayFleetBlock, TpuSlicePool
+from prefect_tpu.blocks.base import TpuBlock
 from tests.e2e.prefect_server import Server
 from tests.prefect.conftest import eventually
 

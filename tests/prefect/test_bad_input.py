@@ -25,7 +25,7 @@ from prefect_tpu import (
     blocks,
     task,
 )
-from prefect_tpu.block_base import TpuBlock
+from prefect_tpu.blocks.base import TpuBlock
 
 Runner = TpuMultisliceRunner[Any]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator, model_validator
 
-from prefect_tpu.block_base import TpuBlock, check_address
+from prefect_tpu.blocks.base import TpuBlock, check_address
 from prefect_tpu.fleets.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFilterBlockTypeId
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from prefect_tpu.block_base import TpuBlock
+from prefect_tpu.blocks.base import TpuBlock
+from prefect_tpu.blocks.fleets import LocalFleetBlock, RayFleetBlock
+from prefect_tpu.blocks.queued import QueuedResourceFleetBlock
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError, TpuError
 from prefect_tpu.core.gang import sizes_of
-from prefect_tpu.fleet_blocks import LocalFleetBlock, RayFleetBlock
 from prefect_tpu.fleets.fleet import Fleet, RayFleet
 from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
-from prefect_tpu.queued_block import QueuedResourceFleetBlock
 from prefect_tpu.settings import SliceCount
 
 if TYPE_CHECKING:
