@@ -12,10 +12,10 @@ from prefect_tpu._version import __version__
 
 if TYPE_CHECKING:
     from prefect_tpu import runtime as runtime
-    from prefect_tpu.blocks.pool import LocalFleetBlock as LocalFleetBlock
-    from prefect_tpu.blocks.pool import QueuedResourceFleetBlock as QueuedResourceFleetBlock
-    from prefect_tpu.blocks.pool import RayFleetBlock as RayFleetBlock
-    from prefect_tpu.blocks.pool import TpuSlicePool as TpuSlicePool
+    from prefect_tpu.blocks import LocalFleetBlock as LocalFleetBlock
+    from prefect_tpu.blocks import QueuedResourceFleetBlock as QueuedResourceFleetBlock
+    from prefect_tpu.blocks import RayFleetBlock as RayFleetBlock
+    from prefect_tpu.blocks import TpuSlicePool as TpuSlicePool
     from prefect_tpu.core.errors import AttemptError as AttemptError
     from prefect_tpu.core.errors import ConfigurationError as ConfigurationError
     from prefect_tpu.core.errors import GangCancelledError as GangCancelledError
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from prefect_tpu.core.errors import SliceUnavailableError as SliceUnavailableError
     from prefect_tpu.core.errors import TopologyError as TopologyError
     from prefect_tpu.core.errors import TpuError as TpuError
-    from prefect_tpu.fleets.fleet import LocalFleet as LocalFleet
-    from prefect_tpu.fleets.fleet import RayFleet as RayFleet
+    from prefect_tpu.fleets.local_fleet import LocalFleet as LocalFleet
     from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet as QueuedResourceFleet
+    from prefect_tpu.fleets.ray_fleet import RayFleet as RayFleet
     from prefect_tpu.task_runners import TpuMultisliceRunner as TpuMultisliceRunner
     from prefect_tpu.tasks import materialize as materialize
     from prefect_tpu.tasks import task as task
@@ -60,8 +60,8 @@ _HOME = {
     "task": "prefect_tpu.tasks",
     "materialize": "prefect_tpu.tasks",
     "TpuMultisliceRunner": "prefect_tpu.task_runners",
-    "LocalFleet": "prefect_tpu.fleets.fleet",
-    "RayFleet": "prefect_tpu.fleets.fleet",
+    "LocalFleet": "prefect_tpu.fleets.local_fleet",
+    "RayFleet": "prefect_tpu.fleets.ray_fleet",
     "QueuedResourceFleet": "prefect_tpu.fleets.queued_fleet",
 }
 _HOME |= dict.fromkeys(_ERRORS, "prefect_tpu.core.errors") | dict.fromkeys(_BLOCKS, "prefect_tpu.blocks")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field, field_validator, model_validator
 
 from prefect_tpu.blocks.base import TpuBlock, check_address
-from prefect_tpu.fleets.fleet import MAX_SLICES, Fleet, LocalFleet, RayFleet
+from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.fleets.local_fleet import MAX_SLICES, LocalFleet
+from prefect_tpu.fleets.ray_fleet import RayFleet
 
 if TYPE_CHECKING:
     from typing import Self

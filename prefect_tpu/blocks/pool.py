@@ -5,37 +5,27 @@ Register them with `prefect block register -m prefect_tpu`; the forms are then i
 
 from __future__ import annotations
 
-import logging
-from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import anyio.to_thread
 from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.blocks.core import Block
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import BlockDocumentFilter, BlockDocumentFilterBlockTypeId
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefect_tpu.blocks.base import TpuBlock
 from prefect_tpu.blocks.fleets import LocalFleetBlock, RayFleetBlock
 from prefect_tpu.blocks.queued import QueuedResourceFleetBlock
-from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError, TpuError
+from prefect_tpu.blocks.status import check, status_of
+from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import sizes_of
-from prefect_tpu.fleets.fleet import Fleet, RayFleet
-from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
+from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.settings import SliceCount
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from prefect_tpu.cluster.inventory import FleetSummary
     from prefect_tpu.task_runners import TpuMultisliceRunner
-
-log = logging.getLogger("prefect_tpu.pools")
-
-MAX_SHOWN = 20
-"""Names of saved pools in an error."""
 
 
 class TpuSlicePool(TpuBlock):
@@ -176,10 +166,8 @@ class TpuSlicePool(TpuBlock):
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:
-        from prefect_tpu.cluster import tpu
-
         try:
-            tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)
+            self._shape()
         except TopologyError as error:
             raise ValueError(str(error)) from None
         if isinstance(self.fleet, LocalFleetBlock) and self.least_slices > self.fleet.slices:
@@ -207,14 +195,13 @@ class TpuSlicePool(TpuBlock):
         Raises:
             ConfigurationError: one of them cannot be right.
         """
-        from prefect_tpu.task_runners import TpuMultisliceRunner
+        import prefect_tpu
 
-        runner: TpuMultisliceRunner[Any] = TpuMultisliceRunner(pool=self, **overrides)
-        return runner
+        return prefect_tpu.TpuMultisliceRunner(pool=self, **overrides)
 
     async def astatus(self) -> dict[str, Any]:
         """As `status`, without blocking the event loop."""
-        return await anyio.to_thread.run_sync(partial(_status, self))
+        return await anyio.to_thread.run_sync(self._status)
 
     @async_dispatch(astatus)
     def status(self) -> dict[str, Any]:
@@ -224,11 +211,11 @@ class TpuSlicePool(TpuBlock):
             "fleet": how it is called; "up": whether its cluster answers; "problem": why not; "fitting": how many slices
             are of the pool's kind and whole, "free": how many of those are free; "slices": one dict each.
         """
-        return _status(self)
+        return self._status()
 
     async def avalidate_fleet(self) -> dict[str, Any]:
         """As `validate_fleet`, without blocking the event loop."""
-        return await anyio.to_thread.run_sync(partial(_validate, self))
+        return await anyio.to_thread.run_sync(self._validate)
 
     @async_dispatch(avalidate_fleet)
     def validate_fleet(self) -> dict[str, Any]:
@@ -241,134 +228,17 @@ class TpuSlicePool(TpuBlock):
             ConfigurationError: the cluster does not answer, or has too few whole slices of this kind and makes none;
                 what there is, and what to do.
         """
-        return _validate(self)
+        return self._validate()
 
+    def _status(self) -> dict[str, Any]:
+        return status_of(self.make_fleet(), self._shape())
 
-def _status(pool: TpuSlicePool) -> dict[str, Any]:
-    from prefect_tpu.cluster import tpu
-    from prefect_tpu.cluster.inventory import fits
+    def _validate(self) -> dict[str, Any]:
+        fleet, found = self.make_fleet(), self._status()
+        check(found, fleet, self._shape(), sizes_of(self.num_slices))
+        return found
 
-    fleet, found = pool.make_fleet(), None
-    shape = tpu.resolve_shape(pool.accelerator_type, pool.topology, pool.chips_per_host)
-    problem = ""
-    try:
-        found = _look_at(fleet)
-        problem = "" if found is not None else "it is not up; the first run starts it"
-    except (TpuError, OSError, RuntimeError) as error:
-        problem = str(error).strip() or type(error).__name__
-    slices = found.slices if found is not None else ()
-    fitting = [one for one in slices if fits(one, shape)]
-    return {
-        "fleet": fleet.describe(),
-        "up": found is not None,
-        "problem": problem,
-        "fitting": len(fitting),
-        "free": sum(one.free and not one.draining for one in fitting),
-        "slices": [
-            {key: value for key, value in asdict(one).items() if key != "slice"} | {"says": one.describe()}
-            for one in slices
-        ],
-    }
+    def _shape(self) -> SliceShape:
+        from prefect_tpu.cluster import tpu
 
-
-def _look_at(fleet: Fleet) -> FleetSummary | None:
-    from prefect_tpu.cluster import inventory, session
-
-    address = (
-        session.resolve_address(fleet.address) if isinstance(fleet, RayFleet | QueuedResourceFleet) else fleet.address
-    )
-    return inventory.summary_at(address) if address else None
-
-
-def _validate(pool: TpuSlicePool) -> dict[str, Any]:
-    found = _status(pool)
-    simulated = isinstance(pool.fleet, LocalFleetBlock)
-    if not found["up"] and not simulated:
-        raise ConfigurationError(f"{found['fleet']}: {found['problem']}")
-    if getattr(pool.fleet, "autoscaled", False) or isinstance(pool.fleet, QueuedResourceFleetBlock):
-        return found  # what is not there yet is brought up when a gang waits for it
-    if found["up"] and found["fitting"] < pool.least_slices:
-        there = "; ".join(one["says"] for one in found["slices"]) or "no TPU slices"
-        raise ConfigurationError(
-            f"{found['fleet']} has {found['fitting']} whole slices of {pool.accelerator_type} {pool.topology}, and "
-            f"num_slices is {pool.num_slices}. There: {there}"
-        )
-    return found
-
-
-def load_pool(slug: str) -> TpuSlicePool:
-    """The pool that is saved under "tpu-slice-pool/NAME".
-
-    Raises:
-        ConfigurationError: there is none of that name: which there are, and the command that makes one. Or what is
-            saved is not valid any more.
-        ProvisioningError: Prefect's API does not say.
-    """
-    name = slug.rpartition("/")[2]
-    try:
-        return _load(name)
-    except (ValidationError, RuntimeError) as error:
-        raise ConfigurationError(_invalid(slug, error)) from error
-    except ValueError:
-        raise ConfigurationError(_missing(slug)) from None
-    except Exception as error:
-        raise ProvisioningError(
-            f"Prefect's API did not give the pool {slug!r}: {type(error).__name__}: {error}. Is PREFECT_API_URL right, "
-            "and does it answer? `prefect-tpu doctor` looks."
-        ) from error
-
-
-def find_pool(name: str) -> TpuSlicePool | None:
-    """The pool that is saved under this name; None if there is none, or Prefect's API does not answer."""
-    try:
-        return _load(name)
-    except (ValidationError, RuntimeError) as error:
-        raise ConfigurationError(_invalid(f"tpu-slice-pool/{name}", error)) from error
-    except Exception as error:  # noqa: BLE001 - there need not be one
-        log.debug("no pool %r: %r", name, error)
-        return None
-
-
-def _load(name: str) -> TpuSlicePool:
-    found: Any = TpuSlicePool.load(name, _sync=True)  # type: ignore[call-arg]
-    assert isinstance(found, TpuSlicePool)
-    return found
-
-
-def saved_pools() -> list[str]:
-    """Slugs of all saved pools, in order of their names."""
-    with get_client(sync_client=True) as client:
-        kind = client.request("GET", "/block_types/slug/{slug}", path_params={"slug": "tpu-slice-pool"}).json()
-        only = BlockDocumentFilter(block_type_id=BlockDocumentFilterBlockTypeId(any_=[kind["id"]]))
-        body = {"block_documents": only.model_dump(mode="json"), "include_secrets": False}
-        found = client.request("POST", "/block_documents/filter", json=body).json()
-    return sorted(f"tpu-slice-pool/{one['name']}" for one in found if one.get("name"))
-
-
-def _invalid(slug: str, error: Exception) -> str:
-    return f"the pool saved as {slug!r} is not valid (any more): {error.__cause__ or error}. Save it again."
-
-
-def _missing(slug: str) -> str:
-    try:
-        names = saved_pools()
-    except Exception as error:  # noqa: BLE001 - no block type yet, or an API that does not answer
-        log.debug("cannot list pools: %r", error)
-        names = []
-    there = ", ".join(names[:MAX_SHOWN]) + (", ..." if len(names) > MAX_SHOWN else "") if names else "none"
-    return (
-        f"there is no pool {slug!r}. Saved pools: {there}. Make one in Prefect's UI under Blocks, after `prefect block "
-        f"register -m prefect_tpu`, or in Python: TpuSlicePool(accelerator_type=..., topology=..., "
-        f"fleet=RayFleetBlock(address=...)).save({slug.rpartition('/')[2]!r})"
-    )
-
-
-__all__ = [
-    "LocalFleetBlock",
-    "QueuedResourceFleetBlock",
-    "RayFleetBlock",
-    "TpuSlicePool",
-    "find_pool",
-    "load_pool",
-    "saved_pools",
-]
+        return tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)

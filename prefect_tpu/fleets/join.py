@@ -8,16 +8,15 @@ import json
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.sidecars.simulated_identity import supervisor_environment
+from prefect_tpu.fleets.local_environment import supervisor_environment
+from prefect_tpu.linux.programs import start_program
 
 START_SECONDS = 120.0
 END_SECONDS = 10.0
@@ -48,12 +47,14 @@ def join(address: str) -> None:
             return
         _leave_locked()
         directory = tempfile.mkdtemp(prefix="ptpu-")
-        environment = supervisor_environment(str(Path(__file__).parents[2])) | _access()
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "prefect_tpu.sidecars.joined_node", address, directory, str(OBJECT_STORE_BYTES)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
+            process = start_program(
+                "prefect_tpu.sidecars.joined_node",
+                [address, directory, str(OBJECT_STORE_BYTES)],
+                environment=supervisor_environment() | _access(),
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
             assert process.stdout is not None
             if not _is_up(process):
                 _end(process)

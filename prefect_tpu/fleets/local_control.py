@@ -10,17 +10,16 @@ import os
 import queue
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any
 
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
-from prefect_tpu.sidecars import fleet_marks
-from prefect_tpu.sidecars.simulated_identity import supervisor_environment
+from prefect_tpu.fleets.local_environment import supervisor_environment
+from prefect_tpu.linux import processes
+from prefect_tpu.linux.programs import start_program
 
 COMMAND_TIMEOUT_SECONDS = 60.0
 """For every command but those that start hosts, which have `start_timeout_seconds`."""
@@ -42,19 +41,15 @@ class SupervisorProcess:
         self._lock = threading.Lock()
         config = config | {
             "owner_pid": os.getpid(),
-            "owner_start": fleet_marks.start_of(os.getpid()),
+            "owner_start": processes.start_of(os.getpid()),
         }
-        package_root = str(Path(__file__).resolve().parents[2])
-        # -P: a file in the current directory must not stand in for a module of the same name.
-        command = [sys.executable, "-P", "-m", "prefect_tpu.sidecars.fleet_supervisor", json.dumps(config)]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
+        self.process = start_program(
+            "prefect_tpu.sidecars.fleet_supervisor",
+            [json.dumps(config)],
+            environment=supervisor_environment(),
+            directory="/",
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=supervisor_environment(package_root),
-            cwd="/",
-            start_new_session=True,
         )
         threading.Thread(target=self._read, name="prefect-tpu-fleet", daemon=True).start()
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
-from prefect_tpu.fleets.fleet import LocalFleet, configuration
 from prefect_tpu.fleets.local_control import (
     COMMAND_TIMEOUT_SECONDS,
     STOP_TIMEOUT_SECONDS,
@@ -23,7 +22,8 @@ from prefect_tpu.fleets.local_control import (
     SupervisorProcess,
     request_by_socket,
 )
-from prefect_tpu.sidecars import fleet_marks
+from prefect_tpu.fleets.local_fleet import LocalFleet, configuration
+from prefect_tpu.linux import processes
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -54,7 +54,7 @@ class FleetState:
 
     @property
     def alive(self) -> bool:
-        return fleet_marks.is_alive(self.pid, self.start)
+        return processes.is_alive(self.pid, self.start)
 
 
 class FleetNotUpError(ProvisioningError):
@@ -92,7 +92,7 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
                 state = FleetState(
                     name=name,
                     pid=ready["pid"],
-                    start=fleet_marks.start_of(ready["pid"]),
+                    start=processes.start_of(ready["pid"]),
                     address=ready["address"],
                     control=ready["control"],
                     log=str(log),

@@ -12,7 +12,8 @@ from typing import Any, Self
 from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.fleets.fleet import Demand, RayFleet, Say
+from prefect_tpu.fleets.fleet import Demand, Say
+from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.provision import startup
 from prefect_tpu.provision.owner import FLOW_RUN_LABEL, LABEL_KEY, LABEL_VALUE, NAME, TASK_RUN_LABEL, clean_label
 from prefect_tpu.provision.plan import Rules

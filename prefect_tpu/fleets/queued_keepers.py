@@ -9,17 +9,16 @@ import logging
 import os
 import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from prefect_tpu.cluster import inventory, session
+from prefect_tpu.cluster import gcs, inventory, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets import join
-from prefect_tpu.linux import probe
+from prefect_tpu.fleets.signs_of_life import SignsOfLife, _answers
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.janitor import Janitor
@@ -34,43 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefect_tpu.provision")
 
 INSTALL = "pip install 'prefect-tpu[gcp]'"
-SIGNS = b"prefect-tpu-owners"
-SIGN_TIMEOUT_SECONDS = 5.0
 JANITOR_SECONDS = 600.0
 """How long a killed process's slices are tried to be deleted, at least."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-
-
-class SignsOfLife:
-    """Owners' signs of life in a Ray cluster's key-value store, which no connection of this process is needed for."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._client: Any = None
-
-    def leave(self, owner: str) -> None:
-        """One more; nothing happens if the cluster does not answer."""
-        sign = uuid.uuid4().hex.encode()
-        self._ask(lambda client: client.internal_kv_put(owner.encode(), sign, True, SIGNS, SIGN_TIMEOUT_SECONDS))
-
-    def last(self, owner: str) -> str | None:
-        """The last one of this owner; None if there is none, or the cluster does not answer."""
-        found = self._ask(lambda client: client.internal_kv_get(owner.encode(), SIGNS, SIGN_TIMEOUT_SECONDS))
-        return found.decode() if isinstance(found, bytes) else None
-
-    def _ask(self, do: Callable[[Any], Any]) -> Any:
-        if not _answers(self.address):  # Ray's own client tries for 40 s
-            self._client = None
-            return None
-        internals: Any = ray
-        try:
-            if self._client is None:
-                self._client = internals._raylet.GcsClient(address=self.address)
-            return do(self._client)
-        except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
-            log.debug("Ray at %s does not answer: %s", self.address, error)
-            self._client = None
-            return None
 
 
 @dataclass(slots=True, eq=False)
@@ -287,23 +252,13 @@ def slices_in_use(address: str) -> dict[str, bool] | None:
     return {one.name: not one.free for one in found.slices if one.intact}
 
 
-def _answers(address: str) -> bool:
-    """Whether something listens where Ray's head is."""
-    host, _, port = address.rpartition(":")
-    endpoint = (host.strip("[]"), int(port))
-    try:
-        return not probe.unreachable([endpoint])
-    except OSError:  # the name of its host is not known any more
-        return False
-
-
 def retire(names: Sequence[str]) -> None:
     """No gang may lease these slices any more: Ray counts their hosts as draining until they are gone."""
 
     def drain() -> None:
         for one in inventory.summary().slices:
             for host in one.slice.hosts if one.name in names else ():
-                inventory.drain(host.node_id, None, "nobody wants the slice: it is being deleted")
+                gcs.drain(host.node_id, None, "nobody wants the slice: it is being deleted")
 
     try:
         session.while_connected(session.generation(), drain)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import inventory
 from prefect_tpu.core.messages import DeviceCheck
-from prefect_tpu.host import devices
+from prefect_tpu.host.surveyor import Surveyor
 
-PACKAGES = ("prefect-tpu", "ray", "jax")
 CLOCK_SECONDS = 5.0
 
 
@@ -39,24 +36,6 @@ class HostSurvey:
     uncertain_seconds: float = 0.0
     devices: str = ""
     versions: tuple[tuple[str, str], ...] = ()
-
-
-class Surveyor:
-    """An actor without chips, one on each host."""
-
-    def look(self, check: DeviceCheck) -> dict[str, Any]:
-        """What can be seen there."""
-        versions = {"python": platform.python_version()}
-        for name in PACKAGES:
-            try:
-                versions[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                versions[name] = ""
-        return {"devices": devices.problem(check), "versions": versions}
-
-    def clock(self) -> float:
-        """Seconds of Unix time there."""
-        return time.time()
 
 
 def survey(check: DeviceCheck, *, timeout_seconds: float) -> list[HostSurvey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -11,10 +12,12 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prefect_tpu.cluster import runtime_env, session
+from prefect_tpu.cluster import session
+from prefect_tpu.cluster.runtime_env import key_of
 from prefect_tpu.core.gang import Host
-from prefect_tpu.host.agent import start_agent
+from prefect_tpu.host.agent import Agent
 
 log = logging.getLogger("prefect_tpu.agents")
 
@@ -120,7 +123,7 @@ _Key = tuple[str, str]
 
 
 def _key(host: Host, runtime_env: Mapping[str, Any]) -> _Key:
-    return host.node_id, runtime_env.key_of(runtime_env)
+    return host.node_id, key_of(runtime_env)
 
 
 def _end(entry: _Entry) -> None:
@@ -129,3 +132,28 @@ def _end(entry: _Entry) -> None:
         session.while_connected(entry.generation, lambda: ray.kill(entry.handle))
     except (ray.exceptions.RayError, ValueError) as error:
         log.debug("an agent had already gone: %s", error)
+
+
+MAX_CONCURRENT_CALLS = 16
+"""A long poll per attempt, and the calls beside it."""
+
+
+def start_agent(node_id: str, name: str, runtime_env: dict[str, Any]) -> Any:
+    """Start an agent on the Ray node `node_id`; returns its handle at once.
+
+    It asks for no chips, so Ray hides none from it: the placement group of the lease holds them.
+
+    Args:
+        node_id: of the host.
+        name: of the actor.
+        runtime_env: set up by Ray before the agent starts; what the agent starts is in it, too.
+    """
+    affinity = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+    options = {"runtime_env": runtime_env} if runtime_env else {}
+    return _actor_class().options(name=name, scheduling_strategy=affinity, **options).remote()
+
+
+@functools.cache
+def _actor_class() -> Any:
+    """One for all agents: Ray takes each new one apart and exports it, 0.1 s in the first call of a gang."""
+    return ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENT_CALLS, max_restarts=0)(Agent)

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from prefect_tpu.cluster import inventory, session
+from prefect_tpu.cluster import gcs, session
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
@@ -22,7 +22,8 @@ from prefect_tpu.core.verdict import Kind
 from prefect_tpu.gang import results
 from prefect_tpu.gang.agent_calls import check_version, note_failure, request, ship
 from prefect_tpu.gang.health import Outside
-from prefect_tpu.gang.host_state import AttemptEnd, AttemptOptions, HostState, Observer
+from prefect_tpu.gang.host_state import AttemptEnd, AttemptOptions, HostState
+from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.resizing import Growth
 
 log = logging.getLogger("prefect_tpu.gang")
@@ -320,9 +321,9 @@ class GangAttempt:
         lost = {host.member.host.node_id: host for host in self._hosts if host.lost is not None}
         if not lost or self._disconnected():
             return
-        for node_id in inventory.vanished(lost):
+        for node_id in gcs.vanished(lost):
             lost[node_id].gone = True
-        for node_id, why in inventory.told_to_end(lost).items():
+        for node_id, why in gcs.told_to_end(lost).items():
             host = lost[node_id]
             host.preempted = True
             host.lost = f"its Ray node ended as it was told to ({why})"

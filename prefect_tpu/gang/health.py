@@ -12,11 +12,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from prefect_tpu.cluster import inventory
+from prefect_tpu.cluster import gcs
+from prefect_tpu.core import jax_names
 from prefect_tpu.core.messages import HostReport, LogRecord, Notice
-from prefect_tpu.gang.host_state import AttemptOptions, HostState, Observer
+from prefect_tpu.gang.host_state import AttemptOptions, HostState
 from prefect_tpu.gang.lifelines import Lifelines
-from prefect_tpu.host import stacks
+from prefect_tpu.gang.observer import Observer
 
 log = logging.getLogger("prefect_tpu.gang")
 
@@ -115,7 +116,7 @@ class Outside:
 
     def _look_at_drains(self) -> None:
         try:
-            draining = inventory.draining()
+            draining = gcs.draining()
         except Exception as error:  # noqa: BLE001 - the cluster does not answer: the hosts' own state tells
             log.debug("cannot ask Ray for drains: %s", error)
             return
@@ -127,10 +128,10 @@ class Outside:
         """Nothing else is to be scheduled on any host of the slice."""
         nodes = [one.member.host.node_id for one in self.hosts if one.member.slice_name == name]
         try:
-            already = inventory.draining()
+            already = gcs.draining()
             for node_id in nodes:
                 if node_id not in already:
-                    inventory.drain(node_id, deadline_unix_seconds, f"prefect_tpu: {reason}")
+                    gcs.drain(node_id, deadline_unix_seconds, f"prefect_tpu: {reason}")
         except Exception as error:  # noqa: BLE001 - the run goes on without
             log.warning("could not drain all hosts of %s: %s", name, error)
 
@@ -165,7 +166,7 @@ class Outside:
         if not stuck:
             return False
         found = self._stacks()
-        compiling = [host for host, text in found.items() if stacks.compiles(text)]
+        compiling = [host for host, text in found.items() if jax_names.compiles(text)]
         if compiling and not self._grace_ends:
             grace = self.options.hang_compile_grace_seconds
             self._grace_ends = now + grace

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from prefect_tpu.core.evidence import HostEvidence
-from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.messages import DeviceCheck, Exited, LogLine, LogRecord, Progress, Raised, Returned
+from prefect_tpu.core.gang import Member
+from prefect_tpu.core.messages import DeviceCheck, Exited, Progress, Raised, Returned
 from prefect_tpu.core.verdict import Kind
-
-
-class Observer(Protocol):
-    """Told what happens, on the thread of the attempt; must return quickly and never raise."""
-
-    def started(self, number: int, gang: Gang) -> None: ...
-    def entered(self, member: Member) -> None: ...
-    def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None: ...
-    def dropped(self, member: Member, lines: int) -> None: ...
-    def progress(self, member: Member, report: Progress) -> None: ...
-    def say(self, text: str) -> None: ...
-    def waiting(self, number: int, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from prefect_tpu.gang.host_state import AttemptOptions, HostState, Observer
+from prefect_tpu.gang.host_state import AttemptOptions, HostState
+from prefect_tpu.gang.observer import Observer
 
 LOOK_SECONDS = 2.0
 """How often it is looked whether they are."""

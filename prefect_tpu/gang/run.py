@@ -24,7 +24,8 @@ from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
 from prefect_tpu.gang.agents import AgentPool
 from prefect_tpu.gang.attempt import GangAttempt
-from prefect_tpu.gang.host_state import AttemptEnd, Observer
+from prefect_tpu.gang.host_state import AttemptEnd
+from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.leases.lease import GangLease
 from prefect_tpu.leases.slices import GangSlices

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
 from collections.abc import Sequence
@@ -10,18 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import object_store
 from prefect_tpu.core.messages import HostReport, LaunchRequest, Notice, Poll
-from prefect_tpu.gang.lifelines import Heart
+from prefect_tpu.host.heart import Heart
 from prefect_tpu.host.metadata import MetadataWatcher
 from prefect_tpu.host.supervisor import HostSupervisor
 
 SMALL_PIECE_BYTES = 64 * 1024
 """Goes back with the answer."""
-MAX_CONCURRENT_CALLS = 16
-"""A long poll per attempt, and the calls beside it."""
 
 
 class Agent:
@@ -102,24 +98,3 @@ class Agent:
         if self._metadata is not None:
             self._metadata.stop()
         self._host.close()
-
-
-def start_agent(node_id: str, name: str, runtime_env: dict[str, Any]) -> Any:
-    """Start an agent on the Ray node `node_id`; returns its handle at once.
-
-    It asks for no chips, so Ray hides none from it: the placement group of the lease holds them.
-
-    Args:
-        node_id: of the host.
-        name: of the actor.
-        runtime_env: set up by Ray before the agent starts; what the agent starts is in it, too.
-    """
-    affinity = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    options = {"runtime_env": runtime_env} if runtime_env else {}
-    return _actor_class().options(name=name, scheduling_strategy=affinity, **options).remote()
-
-
-@functools.cache
-def _actor_class() -> Any:
-    """One for all agents: Ray takes each new one apart and exports it, 0.1 s in the first call of a gang."""
-    return ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENT_CALLS, max_restarts=0)(Agent)

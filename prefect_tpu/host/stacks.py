@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-STACK_SIGNAL = signal.SIGRTMIN + 8
-STACK_FILE = "prefect-tpu-stacks"
+from prefect_tpu.host.process.stack_signal import STACK_FILE, STACK_SIGNAL
+
 ANSWER_SECONDS = 1.0
 """How long a process may take to write its stacks; one that is stopped never does."""
 SETTLE_SECONDS = 0.05
 PY_SPY_SECONDS = 10.0
 MAX_CHARS = 50_000
-COMPILING = ("backend_compile", "compile_or_get_cached", "_compile_and_write_cache")
-"""Functions of JAX that are on the stack while XLA compiles."""
-
-
-def answer_signals() -> None:
-    """In the host process: write all stacks to a file without a name, whenever STACK_SIGNAL arrives."""
-    faulthandler.register(STACK_SIGNAL, file=os.memfd_create(STACK_FILE), all_threads=True, chain=False)
 
 
 def dump(pid: int, send_signal: Callable[[int, int], None]) -> str:
@@ -54,11 +45,6 @@ def dump(pid: int, send_signal: Callable[[int, int], None]) -> str:
     except OSError as error:
         return f"process {pid} has ended: {error}"
     return _by_py_spy(pid) or f"process {pid} does not answer (state {_state(pid)})"
-
-
-def compiles(stacks: str) -> bool:
-    """Whether XLA compiles there, which may take minutes without any progress."""
-    return any(name in stacks for name in COMPILING)
 
 
 def _stack_file(pid: int) -> str | None:

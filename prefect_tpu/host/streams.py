@@ -9,19 +9,12 @@ from collections import deque
 
 from prefect_tpu.core.messages import Event, LogLine, LogRecord, Poll, Progress
 from prefect_tpu.core.rate import RateLimit
+from prefect_tpu.core.text import MAX_LINE_CHARS, cut
 
-MAX_LINE_CHARS = 20_000
 MAX_BUFFERED_LINES = 10_000
 MAX_BUFFERED_CHARS = 16_000_000
 MAX_POLL_EVENTS = 2_000
 _MAX_LINE_BYTES = 4 * MAX_LINE_CHARS  # a character has at most four in UTF-8
-
-
-def cut(text: str, left_out: int = 0) -> str:
-    """`text`, shortened to `MAX_LINE_CHARS`, with a mark that counts what is missing (`left_out` before)."""
-    if len(text) <= MAX_LINE_CHARS and not left_out:
-        return text
-    return f"{text[:MAX_LINE_CHARS]}... [{max(0, len(text) - MAX_LINE_CHARS) + left_out} more characters]"
 
 
 class LineSplitter:

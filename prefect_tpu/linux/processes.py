@@ -1,64 +1,75 @@
-"""Finds and ends every process that an attempt has left on this host. Linux only; no Ray, no Prefect."""
+"""Looks at this machine's processes and ends them. Linux; standard library."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from pathlib import Path
 
 ZYGOTE_MARK = "_PREFECT_TPU_ZYGOTE"
 """Variable in the environment of a zygote, so of every process that comes from it, by fork or exec."""
 ATTEMPT_MARK = "_PREFECT_TPU_ATTEMPT"
 """Variable that a child sets, so that what it executes can be told from what another attempt executes."""
-
 KILL_ROUNDS = 60
 KILL_ROUND_SECONDS = 0.01
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_GONE_STATES = frozenset("ZXx")
+_GONE_STATES = (b"Z", b"X", b"x")
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One line of the process table."""
+    """One line of the process table. `start` is in clock ticks since boot; a zombie is not alive."""
 
     pid: int
     parent: int
     session: int
+    start: int
     alive: bool
 
 
 Table = dict[int, Process]
 
 
-def snapshot() -> Table:
-    """Every process of this machine that can be read, by process id."""
-    table: Table = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                text = file.read()
-        except OSError:  # it ended while we looked
-            continue
-        state, parent, _group, session = text[text.rindex(b")") + 2 :].split(maxsplit=4)[:4]
-        pid = int(name)
-        table[pid] = Process(pid, int(parent), int(session), state.decode() not in _GONE_STATES)
-    return table
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process and it has not ended; a zombie has."""
+def read_process(pid: int) -> Process | None:
+    """The process with this id, None if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except OSError:  # it has ended, perhaps while we looked
+        return None
+    # The command's name, in brackets, may itself hold brackets and spaces.
+    fields = text[text.rindex(b")") + 2 :].split()
+    return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] not in _GONE_STATES)
+
+
+def all_processes() -> Iterator[Process]:
+    """Every process of this machine that can be read."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (process := read_process(int(name))) is not None:
+            yield process
+
+
+def snapshot() -> Table:
+    """The same, by process id."""
+    return {one.pid: one for one in all_processes()}
+
+
+def is_alive(pid: int, start: int | None = None) -> bool:
+    """Whether this process lives; with `start`, whether it is still the same one. A zombie is dead."""
+    process = read_process(pid)
+    return process is not None and process.alive and start in (None, process.start)
+
+
+def start_of(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 if it is gone, or only its zombie is there."""
+    process = read_process(pid)
+    return process.start if process is not None and process.alive else 0
 
 
 def descendants(table: Table, root: int) -> set[int]:
@@ -131,6 +142,18 @@ def send_signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
+
+
+def reap_children() -> dict[int, int]:
+    """Collect dead children of this process: process id to wait status."""
+    ended: dict[int, int] = {}
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            ended[pid] = status
+    return ended
 
 
 def die_with_parent(parent: int) -> None:

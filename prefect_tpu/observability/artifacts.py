@@ -47,14 +47,14 @@ class RunArtifacts:
             rows = [row for report in kept for row in report.rows()][-MAX_ROWS:]
             return Version(json.dumps(rows), f"Slices of every attempt of task `{name}`.")
 
-        def run_summary() -> Version:
+        def summary() -> Version:
             return Version(
                 run_summary.render(run_summary.RunFacts(name, kept, ended, budgets)),
                 f"What happened to task `{name}`, and what it cost.",
             )
 
         _publisher.publish(self._table, table)
-        _publisher.publish(self._summary, run_summary)
+        _publisher.publish(self._summary, summary)
 
     def progress(self, percent: float, text: str) -> None:
         """How far it is: 0 to 100, and a phrase."""

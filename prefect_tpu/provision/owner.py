@@ -6,8 +6,9 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+from prefect_tpu.linux.processes import start_of
 
 FLEET_LABEL = "prefect-tpu-fleet"
 OWNER_LABEL = "prefect-tpu-owner"
@@ -41,7 +42,7 @@ class Owner:
     @classmethod
     def new(cls) -> Owner:
         """A keeper of this process, which lives until `end`."""
-        owner = cls(_machine(), os.getpid(), _start_of(os.getpid()), uuid.uuid4().hex[:8])
+        owner = cls(_machine(), os.getpid(), start_of(os.getpid()), uuid.uuid4().hex[:8])
         _living.add(owner.token)
         return owner
 
@@ -63,9 +64,9 @@ class Owner:
         """True if it is certain, None if it cannot be seen from here: another machine or container."""
         if self.machine != _machine():
             return None
-        if self.pid == os.getpid() and self.start == _start_of(self.pid):
+        if self.pid == os.getpid() and self.start == start_of(self.pid):
             return self.token not in _living
-        return _start_of(self.pid) != self.start
+        return start_of(self.pid) != self.start
 
 
 def clean_label(text: str) -> str:
@@ -73,24 +74,7 @@ def clean_label(text: str) -> str:
     return re.sub(r"[^-_a-z0-9]", "-", text.lower())[:LABEL_LENGTH]
 
 
-def owner_of(labels: Mapping[str, str]) -> Owner | None:
-    """Whose a resource with these labels is."""
-    return Owner.parse(labels.get(OWNER_LABEL, ""))
-
-
 def _machine() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
     return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
-
-
-def _start_of(pid: int) -> int:
-    """In clock ticks since boot; 0 if there is no such process, or only its zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
-    except OSError:
-        return 0
-    # The command's name, in brackets, may itself hold brackets and spaces.
-    fields = text[text.rindex(b")") + 2 :].split()
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])

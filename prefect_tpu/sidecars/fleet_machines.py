@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_tpu.cluster.start_node import KeeperPlan
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.linux import processes
 from prefect_tpu.sidecars import fleet_marks, simulated_host
 from prefect_tpu.sidecars.fleet_janitor import Janitor
-from prefect_tpu.sidecars.simulated_host import KeeperPlan
 from prefect_tpu.sidecars.simulated_identity import (
     MARK_VARIABLE,
     host_environment,
@@ -206,7 +207,7 @@ class Machines:
 
     def tick(self) -> None:
         """What time brings: room for hosts that wait to start, ends of drains, dead children."""
-        fleet_marks.reap_children()
+        processes.reap_children()
         at_once = STARTS_PER_CORE * (os.cpu_count() or 1)
         starting = sum(1 for host in self.hosts if host.state == "starting" and host not in self._queue)
         while self.address and self._queue and starting < at_once:

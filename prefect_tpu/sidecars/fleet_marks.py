@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
+from prefect_tpu.linux.processes import Process, all_processes, reap_children
 from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
 
 KILL_TIMEOUT_SECONDS = 10.0
 """A process that is still there after SIGKILL for this long hangs in the kernel; it is reported."""
 _SWEEP_SECONDS = 0.02
-_PR_SET_PDEATHSIG = 1
 
 
 def fleet_mark(directory: str) -> str:
     """What the marks of all hosts of the fleet in this directory begin with."""
     return os.path.basename(directory) + "/"
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """One line of the process table."""
-
-    pid: int
-    parent: int
-    session: int
-    start: int
-    zombie: bool
-
-
-def read_process(pid: int) -> Process | None:
-    """The process with this id, None if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
-    except OSError:
-        return None
-    # The command's name, in brackets, may itself hold brackets and spaces.
-    fields = text[text.rindex(b")") + 2 :].split()
-    return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] in (b"Z", b"X"))
-
-
-def is_alive(pid: int, start: int | None = None) -> bool:
-    """Whether this process lives; with `start`, whether it is still the same one. A zombie is dead."""
-    process = read_process(pid)
-    return process is not None and not process.zombie and start in (None, process.start)
-
-
-def start_of(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 if it is gone."""
-    process = read_process(pid)
-    return process.start if process else 0
 
 
 def find(marks: Collection[str], sessions: Iterable[int] = ()) -> list[Process]:
@@ -69,7 +32,7 @@ def find(marks: Collection[str], sessions: Iterable[int] = ()) -> list[Process]:
         marks: values of the mark variable, or beginnings of them that end in "/".
         sessions: sessions of the hosts' first processes.
     """
-    table = {one.pid: one for one in _all() if not one.zombie and one.pid != os.getpid()}
+    table = {one.pid: one for one in all_processes() if one.alive and one.pid != os.getpid()}
     wanted = set(sessions)
     found = {pid for pid, one in table.items() if one.session in wanted or _marked(pid, marks)}
     grown = True
@@ -108,32 +71,6 @@ def kill(marks: Collection[str], sessions: Collection[int] = (), *, reap: bool =
             return []
         time.sleep(_SWEEP_SECONDS)
     return [process.pid for process in left]
-
-
-def reap_children() -> dict[int, int]:
-    """Collect dead children of this process: process id to wait status."""
-    ended: dict[int, int] = {}
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            ended[pid] = status
-    return ended
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to SIGKILL this process when the thread that started it ends."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _all() -> Iterable[Process]:
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (process := read_process(int(name))) is not None:
-            yield process
 
 
 def _marked(pid: int, marks: Collection[str]) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.sidecars import fleet_marks
+from prefect_tpu.linux import processes
 from prefect_tpu.sidecars.fleet_janitor import Janitor
 from prefect_tpu.sidecars.fleet_machines import HeadLostError, HostState, Machines, RefusedError
 
@@ -196,7 +196,7 @@ class Supervisor:
     def _check_owner(self) -> None:
         # The pipe's end is not enough: a process that the owner forked may hold it open.
         pid, start = self.owner
-        if pid and not fleet_marks.is_alive(pid, start):
+        if pid and not processes.is_alive(pid, start):
             raise Stop
 
 

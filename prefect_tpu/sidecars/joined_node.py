@@ -20,7 +20,7 @@ MAX_STARTS = 3
 
 def main(gcs_address: str, directory: str, store_bytes: int) -> int:
     """Start the node, say so, and stay until the pipe closes."""
-    from prefect_tpu.sidecars.simulated_host import KeeperPlan
+    from prefect_tpu.cluster.start_node import KeeperPlan
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides
     plan = KeeperPlan(
@@ -51,7 +51,7 @@ def main(gcs_address: str, directory: str, store_bytes: int) -> int:
 
 
 def _start(plan: Any) -> Any:
-    from prefect_tpu.sidecars.simulated_host import start_node
+    from prefect_tpu.cluster.start_node import start_node
 
     for number in range(1, MAX_STARTS + 1):
         try:

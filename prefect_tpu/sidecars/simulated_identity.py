@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-import sysconfig
-from collections.abc import Mapping
-
 from prefect_tpu.core.topology import SliceShape
 
 MARK_VARIABLE = "PREFECT_TPU_FLEET_HOST"
 """Tells which simulated host a process belongs to, so that a preemption finds every one of them."""
 SIMULATED_VARIABLE = "PREFECT_TPU_SIMULATED"
-
-_SECRET = re.compile(
-    r"(^|_)(API_?KEY|ACCESS_?KEY|SECRET_?KEY|PRIVATE_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH)S?(_|$)"
-    r"|CONNECTION_(URL|STRING)",
-    re.IGNORECASE,
-)
-_OWN = ("PREFECT_", "TPU_", "MEGASCALE_", "EXECUTOR_CALL_")
-_RAY_OF_ANOTHER_CLUSTER = (
-    "RAY_ADDRESS",
-    "RAY_JOB_ID",
-    "RAY_NODE_ID",
-    "RAY_RAYLET_PID",
-    "RAY_RUNTIME_ENV_HOOK",
-    "RAY_NAMESPACE",
-)
-
-
-def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The driver's environment as far as hosts may see it: no Prefect, no secrets, nothing of another host."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(_OWN) and name not in _RAY_OF_ANOTHER_CLUSTER and not _SECRET.search(name)
-    }
 
 
 XLA_THREADS_PER_CHIP = 4
@@ -93,18 +64,4 @@ def host_labels(shape: SliceShape, slice_name: str, worker_id: int) -> dict[str,
         "ray.io/tpu-pod-type": shape.pod_type,
         "ray.io/tpu-topology": shape.topology,
         "ray.io/accelerator-type": f"TPU-{shape.accelerator_type.upper()}",
-    }
-
-
-def supervisor_environment(package_root: str) -> dict[str, str]:
-    """Environment of the fleet supervisor, from which every host gets its own."""
-    environ = clean_environment(os.environ)
-    paths = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    # Installed packages are found anyway, and must not come before the standard library.
-    if package_root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        paths.insert(0, package_root)
-    return environ | {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "PYTHONUNBUFFERED": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -16,8 +16,10 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.retry import Limits
-from prefect_tpu.fleets.fleet import Fleet, LocalFleet, RayFleet
+from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.fleets.local_fleet import LocalFleet
 from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
+from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.settings import current_settings
 
@@ -53,12 +55,12 @@ class Resolved:
         if given is None:
             given = self._settings.pool
         if isinstance(given, str):
-            from prefect_tpu.blocks.pool import load_pool
+            from prefect_tpu.blocks.saved import load_pool
 
             return load_pool(given)
         if given is not None or self._settings.ray_address:
             return given or RayFleet(address=str(self._settings.ray_address))
-        from prefect_tpu.blocks.pool import find_pool
+        from prefect_tpu.blocks.saved import find_pool
 
         return find_pool(DEFAULT_POOL_NAME)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from prefect_tpu.cluster import inventory
+from prefect_tpu.cluster import gcs, inventory
 from tests.chaos.conftest import Chaos
 from tests.chaos.test_losses import went_on
 from tests.cluster.metadata_server import MetadataServer
@@ -41,7 +41,7 @@ def test_a_drain_without_a_deadline(chaos: Chaos) -> None:
             host.node_id for found in inventory.summary().slices if found.name == name for host in found.slice.hosts
         ][:1]
         began.append(time.monotonic())
-        inventory.drain(node, None, "by a test")
+        gcs.drain(node, None, "by a test")
         while time.monotonic() < began[0] + 30 and not (one.folder / "2-0").exists():
             time.sleep(0.1)
         began.append(time.monotonic())
@@ -93,12 +93,12 @@ def test_the_clouds_notice_drains_the_whole_slice(chaos: Chaos, monkeypatch: pyt
 
     def preempt(one: Chaos) -> None:
         one.ready()
-        before = set(inventory.draining())  # of earlier tests, as long as Ray remembers
+        before = set(gcs.draining())  # of earlier tests, as long as Ray remembers
         server.set("instance/preempted", "TRUE")  # to all hosts: they share this machine
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and len(set(inventory.draining()) - before) < 4:
+        while time.monotonic() < deadline and len(set(gcs.draining()) - before) < 4:
             time.sleep(0.05)
-        seen.append(len(set(inventory.draining()) - before))
+        seen.append(len(set(gcs.draining()) - before))
         server.set("instance/preempted", "FALSE")
         for name in one.ready():  # Ray cannot take a drain back: these machines go, and others come
             one.fleet.preempt(name)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_tpu.fleets.fleet import LocalFleet
+from prefect_tpu.fleets.local_fleet import LocalFleet
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from rich.table import Table
 from prefect_tpu import cli as command_line
 from prefect_tpu._version import __version__
 from prefect_tpu.cluster import inventory, session
-from prefect_tpu.fleets.fleet import RayFleet
+from prefect_tpu.fleets.ray_fleet import RayFleet
+from prefect_tpu.linux import processes
 from prefect_tpu.sidecars import fleet_marks
 
 pytestmark = pytest.mark.timeout(180)
@@ -154,7 +155,7 @@ def test_help_has_the_exit_codes(cli: Cli) -> None:
 def test_it_outlives_the_command_and_takes_runs(up: dict[str, object], cli: Cli) -> None:
     """Another process connects by the printed address."""
     address = str(up["address"])
-    assert fleet_marks.is_alive(int(str(up["pid"])))
+    assert processes.is_alive(int(str(up["pid"])))
     RayFleet(address).connect()
     assert [one.name for one in inventory.summary().slices if one.free] == ["slice-0", "slice-1"]
     shown = cli("fleet", "status").stdout
@@ -201,8 +202,8 @@ def test_a_killed_fleet_is_noticed_and_replaced(cli: Cli, home: Path) -> None:
     marked = fleet_marks.find([os.path.basename(directory) + "/"])
     assert marked
     assert cli("fleet", "down", "--name", "b").returncode == 0
-    assert not [one for one in marked if fleet_marks.is_alive(one.pid, one.start)]
-    assert not fleet_marks.is_alive(second["pid"])
+    assert not [one for one in marked if processes.is_alive(one.pid, one.start)]
+    assert not processes.is_alive(second["pid"])
     assert not os.path.exists(directory)
     assert not (home / "tpu" / "b.json").exists()
 

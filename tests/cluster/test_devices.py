@@ -140,7 +140,7 @@ def test_a_lock_file_of_another_user_is_explained(check: DeviceCheck) -> None:
     lock_file.chmod(0o400 if os.getuid() == 0 else 0)
     script = (
         "import json, os, sys\n"
-        "from prefect_tpu.cluster import devices\n"
+        "from prefect_tpu.host import devices\n"
         "from prefect_tpu.core.messages import DeviceCheck\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "print(devices.lock_file_problem(DeviceCheck(**json.loads(sys.argv[1]))))\n"

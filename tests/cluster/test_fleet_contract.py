@@ -16,7 +16,9 @@ import pytest
 from prefect_tpu import ConfigurationError, QueuedResourceFleet, TopologyError
 from prefect_tpu.cluster import inventory, session
 from prefect_tpu.cluster.tpu import resolve_shape
-from prefect_tpu.fleets.fleet import Fleet, LocalFleet, RayFleet
+from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.fleets.local_fleet import LocalFleet
+from prefect_tpu.fleets.ray_fleet import RayFleet
 from tests.provision.queued_server import QueuedServer, queued_server
 
 SHAPE = resolve_shape("v4", "2x2x1")
@@ -248,7 +250,7 @@ assert not [name for name in sys.modules if name.startswith(("google.cloud.tpu",
 
 def test_signs_of_life_in_ray(machines: LocalFleet) -> None:
     """In the cluster's own store; another each time, and none where there is no cluster."""
-    from prefect_tpu.fleets.queued_keepers import SignsOfLife
+    from prefect_tpu.fleets.signs_of_life import SignsOfLife
 
     signs, others = SignsOfLife(machines.address), SignsOfLife(machines.address)
     assert others.last("somebody") is None

@@ -278,7 +278,7 @@ def test_killed_zygote_takes_everything_with_it(host: HostSupervisor) -> None:
 
 AGENT_SIDE = """
 import sys
-from prefect_tpu.cluster import pickling
+from prefect_tpu.wire import pickling
 from tests.cluster import test_host_endings
 from tests.cluster.host_support import Run
 from prefect_tpu.host.supervisor import HostSupervisor

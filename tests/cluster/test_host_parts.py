@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from prefect_tpu.core import text
 from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Progress
 from prefect_tpu.host import streams
 from prefect_tpu.host.process.result_summary import MAX_SUMMARY_CHARS, summarize
@@ -57,7 +58,7 @@ def test_endless_line_takes_bounded_memory() -> None:
     for _ in range(100):
         assert splitter.feed(b"x" * 100_000) == []
     (line,) = splitter.feed(b"\n")
-    assert line == "x" * streams.MAX_LINE_CHARS + "... [9980000 more characters]"
+    assert line == "x" * text.MAX_LINE_CHARS + "... [9980000 more characters]"
 
 
 def test_only_lines_are_dropped_and_only_the_newest_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_tpu.gang.lifelines import BEAT_SECONDS, Heart, Lifelines
+from prefect_tpu.gang.lifelines import Lifelines
+from prefect_tpu.host.heart import BEAT_SECONDS, Heart
 
 AGENT = """
 import sys, time

@@ -21,9 +21,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import inventory, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError
-from prefect_tpu.fleets.fleet import Fleet, LocalFleet, RayFleet
-from prefect_tpu.sidecars import fleet_marks
-from prefect_tpu.sidecars.simulated_identity import clean_environment, simulated_host_environment
+from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.fleets.local_environment import clean_environment
+from prefect_tpu.fleets.local_fleet import LocalFleet
+from prefect_tpu.fleets.ray_fleet import RayFleet
+from prefect_tpu.linux import processes
+from prefect_tpu.sidecars.simulated_identity import simulated_host_environment
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -199,8 +202,8 @@ def test_a_preemption_takes_every_process_of_the_host(fleet: LocalFleet) -> None
     lost, kept = tenant_on(fleet, 0, 1), tenant_on(fleet, 1, 0)
     lost_pids, kept_pids = ray.get([lost.start.remote(), kept.start.remote()])
     fleet.preempt("slice-0")
-    assert [pid for pid in lost_pids if fleet_marks.is_alive(pid)] == []
-    assert all(fleet_marks.is_alive(pid) for pid in kept_pids)
+    assert [pid for pid in lost_pids if processes.is_alive(pid)] == []
+    assert all(processes.is_alive(pid) for pid in kept_pids)
     os.kill(kept_pids[1], signal.SIGKILL)
     ray.kill(kept)
 
@@ -216,8 +219,8 @@ def test_a_drained_slice_has_notice_and_then_goes(fleet: LocalFleet) -> None:
     state = fleet.status()["slices"][1]["hosts"][0]
     assert state["state"] == "draining"
     assert 0 < state["seconds_left"] <= 4
-    assert all(fleet_marks.is_alive(pid) for pid in pids)
-    until(lambda: not any(fleet_marks.is_alive(pid) for pid in pids), "slice-1 is gone", 8)
+    assert all(processes.is_alive(pid) for pid in pids)
+    until(lambda: not any(processes.is_alive(pid) for pid in pids), "slice-1 is gone", 8)
     assert time.monotonic() - began >= 3.9
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(tenants[0].start.remote(), timeout=30)
@@ -425,8 +428,8 @@ DRIVER = textwrap.dedent(
     """
     import json, os, subprocess, sys, time
     import ray
-    from prefect_tpu.cluster import fleet_processes
-    from prefect_tpu.fleets.fleet import LocalFleet
+    from prefect_tpu.sidecars import fleet_marks
+    from prefect_tpu.fleets.local_fleet import LocalFleet
 
     @ray.remote(num_cpus=0)
     class Tenant:
@@ -440,7 +443,7 @@ DRIVER = textwrap.dedent(
     status = fleet.status()
     mark = os.path.basename(status["directory"]) + "/"
     sessions = [host["pid"] for one in status["slices"] for host in one["hosts"]]
-    pids += [one.pid for one in fleet_processes.find([mark], sessions)] + [status["pid"]]
+    pids += [one.pid for one in fleet_marks.find([mark], sessions)] + [status["pid"]]
     print(json.dumps({"pids": pids, "directory": status["directory"], "supervisor": status["pid"]}), flush=True)
     how = sys.argv[1]
     if how == "exception":
@@ -483,7 +486,7 @@ def driver(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[st
 
 def assert_gone(found: dict[str, Any]) -> None:
     def left() -> list[int]:
-        return [pid for pid in found["pids"] if fleet_marks.is_alive(pid)]
+        return [pid for pid in found["pids"] if processes.is_alive(pid)]
 
     until(lambda: not left(), "every process is gone", GONE_SECONDS)
     until(lambda: not os.path.exists(found["directory"]), "the directory is gone", GONE_SECONDS)

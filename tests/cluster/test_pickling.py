@@ -136,7 +136,7 @@ def test_loading_jax_arrays_starts_no_backend(tmp_path: Path) -> None:
 
     stream = b"".join(bytes(one) for one in pickling.dumps({"w": jnp.ones(3), "b": jnp.ones((), jnp.bfloat16)}))
     code = """
-        from prefect_tpu.cluster import pickling
+        from prefect_tpu.wire import pickling
         value = pickling.loads([data])
         import jax._src.xla_bridge as bridge
         print(type(value["w"]).__module__, value["b"].dtype, bridge.backends_are_initialized())
@@ -159,7 +159,7 @@ def test_classes_of_the_driver_come_back_as_themselves(tmp_path: Path) -> None:
     (stream,) = pickling.dumps((Model, Colour.RED), root)
     init = Model.__init__
     code = """
-        from prefect_tpu.cluster import pickling
+        from prefect_tpu.wire import pickling
         cls, colour = pickling.loads([data])
         known = pickling.ClassesOfDriver()
         sys.stdout.buffer.write(pickling.dumps_inline((cls(3), colour, {colour: 1}), known=known).hex().encode())

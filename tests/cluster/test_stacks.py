@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from prefect_tpu.core import jax_names
 from prefect_tpu.host import stacks
 from tests.prefect.conftest import eventually
 
 SLEEPER = """
 import time
-from prefect_tpu.cluster import stacks
+from prefect_tpu.host import stacks
 stacks.answer_signals()
 def stuck_here():
     print("ready", flush=True)
@@ -25,7 +26,7 @@ stuck_here()
 COMPILER = """
 import os, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
-from prefect_tpu.cluster import stacks
+from prefect_tpu.host import stacks
 stacks.answer_signals()
 import jax, jax.numpy as jnp
 def heavy(x):
@@ -58,7 +59,7 @@ def test_the_stacks_of_a_process(process: subprocess.Popen[str]) -> None:
         assert "stuck_here" in text
         assert text.count("Current thread") <= 1
     assert process.poll() is None
-    assert not stacks.compiles(text)
+    assert not jax_names.compiles(text)
 
 
 @pytest.mark.parametrize("process", [SLEEPER], indirect=True)
@@ -73,7 +74,7 @@ def test_a_process_that_is_stopped(process: subprocess.Popen[str]) -> None:
 def test_a_process_that_compiles(process: subprocess.Popen[str]) -> None:
     """XLA's compiler is in C++; JAX's own function above it is what tells."""
     # It may be a moment before that, where it has just said that it is ready.
-    eventually(lambda: stacks.compiles(stacks.dump(process.pid, os.kill)), "it compiles", 5)
+    eventually(lambda: jax_names.compiles(stacks.dump(process.pid, os.kill)), "it compiles", 5)
     assert process.poll() is None
 
 

@@ -28,7 +28,7 @@ from prefect_tpu import (
 )
 from prefect_tpu.blocks import saved_pools
 from prefect_tpu.cluster import tpu
-from prefect_tpu.fleets.fleet import RayFleet
+from prefect_tpu.fleets.ray_fleet import RayFleet
 from tests.e2e.documented import documented
 from tests.prefect.test_prefect_sees import run_and_state, task_runs
 

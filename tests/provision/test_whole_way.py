@@ -261,7 +261,7 @@ def test_how_a_process_ends(how: str, machines: LocalFleet, server: QueuedServer
     assert len(server.active()) == 2
     below = descendants(process.pid)
     if how == "is killed with its janitor":
-        (janitor,) = [pid for pid, command in alive(below).items() if "provision.janitor" in command]
+        (janitor,) = [pid for pid, command in alive(below).items() if "sidecars.cloud_janitor" in command]
         os.kill(janitor, signal.SIGKILL)
     if how.startswith("is killed"):
         process.kill()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import faulthandler
 import inspect
 import json
 import logging
@@ -19,37 +18,30 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from prefect_tpu import runtime
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.messages import Event, LogRecord, Phase, Progress, Raised, Returned, Stage
-from prefect_tpu.host import stacks
-from prefect_tpu.host.process import prefect_context
+from prefect_tpu.core.messages import Event, Phase, Progress, Raised, Returned, Stage
+from prefect_tpu.core.text import cut
+from prefect_tpu.host.process import jax_api, prefect_context
+from prefect_tpu.host.process.output import log_to, take_streams
+from prefect_tpu.host.process.raised import cause_types, text_of, traceback_of, type_name
 from prefect_tpu.host.process.result_summary import summarize
-from prefect_tpu.host.streams import cut
 from prefect_tpu.wire import payload, pickling
 from prefect_tpu.wire.channel import receive_command, send_event
 
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
 """Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""
 EXIT_CODE_CANCELLED = 128 + signal.SIGTERM
-JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
-"""Less than the grace that the agent gives a process that has returned."""
-COORDINATOR_CONNECT_SECONDS = 5.0
-COORDINATOR_RETRY_SECONDS = 0.01
-MAX_TRACEBACK_CHARS = 100_000
-MAX_CAUSES = 20
 
 _NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
 
 
 def run(channel: int, payload_file: int, result_file: int, stdout: int, stderr: int) -> NoReturn:
     """Run the attempt that the descriptors belong to, then exit."""
-    _take_streams(stdout, stderr)
+    take_streams(stdout, stderr)
     attempt = _Attempt(socket.socket(fileno=channel), payload_file, result_file)
     signal.signal(CANCEL_SIGNAL, attempt.on_cancel_signal)
     signal.signal(signal.SIGTERM, attempt.on_cancel_signal)
@@ -100,11 +92,11 @@ class _Attempt:
             self.send(self._raised(error))
             return self.exit_code
         try:
-            if _jax_is_distributed():
-                _mute_native_errors()
+            if jax_api.is_distributed():
+                jax_api.mute_native_errors()
             self.send(returned)
             self.finish.wait()
-            _shut_down_jax()
+            jax_api.shut_down()
             self.exit_code = 0
         except runtime.Cancelled:
             return self.exit_code
@@ -112,7 +104,7 @@ class _Attempt:
 
     def _leave(self) -> None:
         """After a failure, do not let JAX wait at exit for peers that hang because of it."""
-        if self.exit_code != 0 and _jax_is_distributed():
+        if self.exit_code != 0 and jax_api.is_distributed():
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
@@ -124,13 +116,13 @@ class _Attempt:
         os.environ.update(request["gang_env"])
         os.environ.update(request["user_env"])
         _reseed()
-        _log_to(self, request["log_level"])
+        log_to(self.send, request["log_level"])
         prefect_context.install(str(request["context"]["run_id"]))
         self.process = runtime._enter(request["context"], lambda *report: self.send(Progress(*report)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         if request["jax"] is not None:
             self.stage = "jax"
-            _start_jax(request["jax"])
+            jax_api.start(request["jax"])
             self.send(Phase("initialized"))
         # Runs after what the function registers, before what JAX did when it was imported.
         atexit.register(self._leave)
@@ -142,7 +134,7 @@ class _Attempt:
         result = fn(*args, **kwargs)
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
-        _wait_for_arrays(result)
+        jax_api.wait_for_arrays(result)
         return self._ship(result)
 
     def _ship(self, result: Any) -> Returned:
@@ -162,11 +154,11 @@ class _Attempt:
             stream.flush()
         return Raised(
             stage=stage,
-            type_name=_type_name(error),
-            message=cut(_text(error)),
-            traceback=_traceback(error, whole=stage != "function"),
+            type_name=type_name(error),
+            message=cut(text_of(error)),
+            traceback=traceback_of(error, _NOT_THE_USERS if stage == "function" else frozenset()),
             pickled=self._pickled(error) if stage == "function" else None,
-            cause_types=_cause_types(error),
+            cause_types=cause_types(error),
         )
 
     def _pickled(self, error: BaseException) -> bytes | None:
@@ -203,7 +195,7 @@ class _Attempt:
                 case "drain":
                     runtime._notice(command["deadline_unix_seconds"], command["reason"])
                     if command["tell_jax"]:
-                        _tell_jax()
+                        jax_api.tell_of_preemption()
                 case "offer":
                     runtime._offer_more_slices(command["there"])
                 case "finish":
@@ -226,148 +218,8 @@ class _Attempt:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class ChannelHandler(logging.Handler):
-    """Sends log records to the driver, with their level.
-
-    Prefect leaves the root logger alone if it has a handler with a formatter.
-    """
-
-    def __init__(self, attempt: _Attempt) -> None:
-        super().__init__()
-        self._attempt = attempt
-        self.setFormatter(logging.Formatter("%(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record)
-        except Exception:  # noqa: BLE001 - as logging's own handlers do for a bad format
-            self.handleError(record)
-            return
-        self._attempt.send(LogRecord(record.levelno, record.name, cut(text)))
-
-
-def _log_to(attempt: _Attempt, level: int) -> None:
-    root = logging.getLogger()
-    root.handlers[:] = [ChannelHandler(attempt)]
-    root.setLevel(level)
-    jax_logger = logging.getLogger("jax")
-    if jax_logger.level == logging.NOTSET:  # it tells every backend that it does not find
-        jax_logger.setLevel(max(level, logging.WARNING))
-
-
-def _take_streams(stdout: int, stderr: int) -> None:
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
-        os.dup2(source, target)
-        os.close(source)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    faulthandler.enable(file=2)
-    stacks.answer_signals()
-
-
 def _reseed() -> None:
     random.seed()
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
-
-
-def _start_jax(init: dict[str, Any]) -> None:
-    import jax
-
-    if init["process_id"] != 0:
-        _wait_for_coordinator(init["coordinator_address"], init["initialization_timeout_seconds"])
-    jax.distributed.initialize(
-        coordinator_address=init["coordinator_address"],
-        num_processes=init["num_processes"],
-        process_id=init["process_id"],
-        initialization_timeout=init["initialization_timeout_seconds"],
-        shutdown_timeout_seconds=JAX_SHUTDOWN_TIMEOUT_SECONDS,
-        cluster_detection_method="deactivate",  # we know it all; asking the cloud's metadata costs seconds
-    )
-
-
-def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
-    """JAX's client, if it comes before the coordinator listens, tries again only after a second."""
-    host, _, port = address.rpartition(":")
-    give_up = time.monotonic() + timeout_seconds
-    while time.monotonic() < give_up:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), COORDINATOR_CONNECT_SECONDS).close()
-        except OSError:
-            time.sleep(COORDINATOR_RETRY_SECONDS)
-        else:
-            return
-
-
-def _wait_for_arrays(result: Any) -> None:
-    """So that what JAX still computes fails as the function's own error."""
-    jax = sys.modules.get("jax")
-    if jax is not None:
-        jax.block_until_ready(result)
-
-
-def _jax_is_distributed() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
-
-
-def _mute_native_errors() -> None:
-    """The function is done: what jaxlib's C++ side says of peers that end now is noise. Python is still heard."""
-    heard = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-    sys.stderr.flush()
-    sys.stderr = heard
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-
-
-def _tell_jax() -> None:
-    """JAX takes SIGTERM as the notice: `reached_preemption_sync_point` then agrees on a step among all hosts."""
-    jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
-        return
-    from jax._src import distributed
-
-    if distributed.global_state.preemption_sync_manager is not None:  # else SIGTERM is a cancel
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _shut_down_jax() -> None:
-    if not _jax_is_distributed():
-        return
-    try:
-        sys.modules["jax"].distributed.shutdown()
-    except Exception:
-        logging.getLogger("prefect_tpu").debug("jax.distributed.shutdown failed", exc_info=True)
-
-
-def _cause_types(error: BaseException) -> tuple[str, ...]:
-    """What it was raised from, or while that was handled; bounded, for a chain may be a ring."""
-    names: list[str] = []
-    cause = error.__cause__ or error.__context__
-    while cause is not None and len(names) < MAX_CAUSES:
-        names.append(_type_name(cause))
-        cause = cause.__cause__ or cause.__context__
-    return tuple(names)
-
-
-def _type_name(error: BaseException) -> str:
-    cls = type(error)
-    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as failure:  # noqa: BLE001 - the user's __str__
-        return f"<its __str__ raised {type(failure).__name__}>"
-
-
-def _traceback(error: BaseException, *, whole: bool) -> str:
-    trace = error.__traceback__
-    while not whole and trace is not None and trace.tb_frame.f_code.co_filename in _NOT_THE_USERS:
-        trace = trace.tb_next
-    text = "".join(traceback.TracebackException(type(error), error, trace, compact=True).format())
-    return text[-MAX_TRACEBACK_CHARS:]

@@ -13,12 +13,11 @@ import os
 import select
 import signal
 import socket
-import sys
 import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.host.process import child
+from prefect_tpu.host.process import child, jax_api
 from prefect_tpu.linux import processes
 from prefect_tpu.wire.channel import MAX_MESSAGE_BYTES, send_command
 
@@ -49,8 +48,7 @@ def _import(modules: list[str], control: socket.socket) -> bool:
     for name in modules:
         try:
             importlib.import_module(name)
-            backends_started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", None)
-            if backends_started is not None and backends_started():
+            if jax_api.has_started_a_backend():
                 raise RuntimeError("importing it starts a JAX backend, which can be done only once per attempt")
         except BaseException as error:  # noqa: BLE001 - whatever a module does on import, it is told
             send_command(

@@ -1,0 +1,271 @@
+"""Simulated slices on this machine."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.fleets.fleet import Demand, Say
+from prefect_tpu.fleets.local_control import COMMAND_TIMEOUT_SECONDS, SupervisorProcess
+
+log = logging.getLogger("prefect_tpu.fleet")
+DEFAULT_OBJECT_STORE_BYTES = 2 * 1024**3
+"""Taken from shared memory as it is used; what does not fit goes to disk."""
+DEFAULT_START_TIMEOUT_SECONDS = 180.0
+MAX_SLICES = 64
+"""Far more raylets than one machine can start; catches a number that was meant for something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFleet:
+    """Simulated TPU slices on this machine: one real raylet per host, chips as JAX CPU devices.
+
+    A value: equal configurations are the same fleet inside a process. Nothing starts until `connect()`, which
+    a gang calls by itself. It ends with the process, however that ends, or at `close()`.
+
+        with LocalFleet(slices=2) as fleet:
+            fleet.preempt("slice-1")
+
+    Args:
+        slices: how many at the start; they are called slice-0, slice-1, ... None at all (0) is for `add_slice`.
+        accelerator_type: "v4", "v5e", ...
+        topology: of every slice, "2x2x2".
+        chips_per_host: None for what hosts of this type have.
+        cpus_per_host: CPUs that Ray counts for each host. Gangs do not use them.
+        object_store_bytes_per_host: of Ray's object store on each host.
+        object_store_directory: where it lives; None for shared memory, or the disk if that is too small.
+        start_timeout_seconds: for starting, restoring and adding hosts.
+
+    Raises:
+        TopologyError: unknown type or topology, or it does not divide into hosts.
+        ConfigurationError: another value that cannot be right.
+    """
+
+    slices: int = 2
+    accelerator_type: str = "v4"
+    topology: str = "2x2x2"
+    chips_per_host: int | None = None
+    cpus_per_host: int = 1
+    object_store_bytes_per_host: int = DEFAULT_OBJECT_STORE_BYTES
+    object_store_directory: str | None = None
+    start_timeout_seconds: float = DEFAULT_START_TIMEOUT_SECONDS
+
+    def __post_init__(self) -> None:
+        _check_whole("slices", self.slices, 0, MAX_SLICES)
+        _check_whole("cpus_per_host", self.cpus_per_host, 0, 1024)
+        _check_whole("object_store_bytes_per_host", self.object_store_bytes_per_host, 80 * 1024**2, 1024**4)
+        if self.object_store_directory is not None and not os.path.isdir(self.object_store_directory):
+            raise ConfigurationError(
+                f"LocalFleet(object_store_directory={self.object_store_directory!r}): must be a directory, or None"
+            )
+        seconds = self.start_timeout_seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+            raise ConfigurationError(f"LocalFleet(start_timeout_seconds={seconds!r}): must be more than 0")
+        self.shape  # noqa: B018 - checks type, topology and chips
+
+    @property
+    def shape(self) -> SliceShape:
+        """What its slices are made of."""
+        from prefect_tpu.cluster import tpu
+
+        return tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)
+
+    @property
+    def address(self) -> str:
+        """The "host:port" of its Ray cluster, "" when it is not up."""
+        running = _registry.get(self)
+        return running.address if running else ""
+
+    def describe(self) -> str:
+        """How messages call it."""
+        where = f" at {self.address}" if self.address else ""
+        return f"the local fleet of {self.slices} simulated {self.accelerator_type} {self.topology} slices{where}"
+
+    def connect(self, say: Say | None = None) -> None:
+        """Start it if it is not up, and make it this process's Ray cluster.
+
+        Args:
+            say: told about the progress of a start.
+
+        Raises:
+            ProvisioningError: it did not come up.
+            ConfigurationError: this process is connected to another Ray cluster.
+        """
+        from prefect_tpu.cluster import session
+
+        session.connect(_registry.start(self, say).address)
+
+    def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:  # noqa: ARG002
+        """None: it has the slices that it was made with."""
+        return None
+
+    def preempt(self, target: str) -> None:
+        """Take away a whole slice ("slice-1") or one host ("slice-1/0"), at once and without notice.
+
+        Every process of those hosts gets SIGKILL: raylets, agents, zygotes and what they run.
+        """
+        self._running().request("preempt", target=target)
+
+    def drain(self, target: str, seconds: float) -> None:
+        """Give a slice notice of its preemption; it is killed when the time is over.
+
+        Ray sees a drain with reason PREEMPTION and that deadline on every host.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+            raise ConfigurationError(f"drain({target!r}, {seconds!r}): seconds must be more than 0")
+        self._running().request("drain", target=target, seconds=seconds)
+
+    def restore(self, target: str) -> None:
+        """Bring back what was preempted or is draining, and wait until it is up. What is up stays."""
+        self._running().request("restore", target=target, timeout_seconds=self.start_timeout_seconds)
+
+    def add_slice(self, name: str | None = None) -> str:
+        """Add one more slice and wait until it is up.
+
+        Args:
+            name: what it is called; None for the next "slice-N".
+
+        Returns:
+            Its name.
+        """
+        return str(self._running().request("add_slice", name=name, timeout_seconds=self.start_timeout_seconds))
+
+    def remove_slice(self, target: str) -> None:
+        """Take away a whole slice as `preempt` does, and forget it: it cannot be restored."""
+        self._running().request("remove_slice", target=target)
+
+    def status(self) -> dict[str, Any]:
+        """Every slice and host with its state ("starting", "up", "draining", "down"), JSON-able."""
+        status = self._running().request("status")
+        assert isinstance(status, dict)
+        return status
+
+    def close(self) -> None:
+        """End it and wait until every process of it is gone. Does nothing when it is not up."""
+        _registry.close(self)
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _running(self) -> _Running:
+        running = _registry.get(self)
+        if running is None:
+            raise ConfigurationError(f"{self.describe()} is not up in this process: call connect() first")
+        return running
+
+
+@dataclass(slots=True)
+class _Running:
+    """A local fleet that is up."""
+
+    supervisor: SupervisorProcess
+    address: str
+
+    def request(self, do: str, *, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS, **arguments: Any) -> Any:
+        return self.supervisor.request(do, timeout_seconds=timeout_seconds, **arguments)
+
+
+class _Registry:
+    """The local fleets of this process, by configuration."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._starting: dict[LocalFleet, threading.Lock] = {}
+        self._running: dict[LocalFleet, _Running] = {}
+        self._pid = os.getpid()
+
+    def get(self, fleet: LocalFleet) -> _Running | None:
+        self._forget_in_fork()
+        with self._lock:
+            running = self._running.get(fleet)
+        return running if running is not None and running.supervisor.alive else None
+
+    def start(self, fleet: LocalFleet, say: Say | None) -> _Running:
+        self._forget_in_fork()
+        with self._lock:
+            turn = self._starting.setdefault(fleet, threading.Lock())
+        with turn:
+            running = self.get(fleet)
+            if running is not None:
+                return running
+            with self._lock:
+                died = self._running.pop(fleet, None)
+            if died is not None:
+                log.warning("%s has ended unexpectedly (its supervisor is gone); starting it again", fleet.describe())
+            running = self._start(fleet, say)
+            with self._lock:
+                if not self._running:
+                    # Registered after Ray's own hook, so it runs before: Ray must be shut down before its head.
+                    atexit.unregister(self.close_all)
+                    atexit.register(self.close_all)
+                self._running[fleet] = running
+            return running
+
+    def _start(self, fleet: LocalFleet, say: Say | None) -> _Running:
+        def tell(text: str) -> None:
+            log.info("%s", text)
+            if say is not None:
+                say(text)
+
+        shape = fleet.shape
+        tell(
+            f"starting {fleet.slices} simulated {shape} slices on this machine: "
+            f"{fleet.slices * shape.hosts} hosts with {shape.chips_per_host} chips each"
+        )
+        supervisor = SupervisorProcess(configuration(fleet), tell)
+        try:
+            answer = supervisor.wait_ready(fleet.start_timeout_seconds)
+        except BaseException:
+            supervisor.stop()
+            raise
+        return _Running(supervisor, answer["address"])
+
+    def close(self, fleet: LocalFleet) -> None:
+        self._forget_in_fork()
+        with self._lock:
+            running = self._running.pop(fleet, None)
+        if running is None:
+            return
+        from prefect_tpu.cluster import session
+
+        # First: a driver whose own raylet vanishes is ended by Ray.
+        session.disconnect(running.address)
+        running.supervisor.stop()
+
+    def close_all(self) -> None:
+        self._forget_in_fork()
+        for fleet in list(self._running):
+            self.close(fleet)
+
+    def _forget_in_fork(self) -> None:
+        if self._pid != os.getpid():
+            self.__init__()  # type: ignore[misc]
+
+
+_registry = _Registry()
+
+
+def configuration(fleet: LocalFleet) -> dict[str, Any]:
+    """What the supervisor has to know, JSON-able."""
+    return {
+        "slices": fleet.slices,
+        "shape": asdict(fleet.shape),
+        "cpus_per_host": fleet.cpus_per_host,
+        "object_store_bytes_per_host": fleet.object_store_bytes_per_host,
+        "object_store_directory": fleet.object_store_directory,
+    }
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigurationError(f"LocalFleet({name}={value!r}): must be a whole number from {least} to {most}")

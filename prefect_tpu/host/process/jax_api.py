@@ -1,0 +1,95 @@
+"""JAX's distributed runtime in a host process, with every private name of JAX that is used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
+"""Less than the grace that the agent gives a process that has returned."""
+COORDINATOR_CONNECT_SECONDS = 5.0
+COORDINATOR_RETRY_SECONDS = 0.01
+
+
+def start(init: dict[str, Any]) -> None:
+    """Make this process one of JAX's distributed runtime."""
+    import jax
+
+    if init["process_id"] != 0:
+        _wait_for_coordinator(init["coordinator_address"], init["initialization_timeout_seconds"])
+    jax.distributed.initialize(
+        coordinator_address=init["coordinator_address"],
+        num_processes=init["num_processes"],
+        process_id=init["process_id"],
+        initialization_timeout=init["initialization_timeout_seconds"],
+        shutdown_timeout_seconds=JAX_SHUTDOWN_TIMEOUT_SECONDS,
+        cluster_detection_method="deactivate",  # we know it all; asking the cloud's metadata costs seconds
+    )
+
+
+def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
+    """JAX's client, if it comes before the coordinator listens, tries again only after a second."""
+    host, _, port = address.rpartition(":")
+    give_up = time.monotonic() + timeout_seconds
+    while time.monotonic() < give_up:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), COORDINATOR_CONNECT_SECONDS).close()
+        except OSError:
+            time.sleep(COORDINATOR_RETRY_SECONDS)
+        else:
+            return
+
+
+def has_started_a_backend() -> bool:
+    """Whether JAX holds devices already; a process that was forked from this one could not use them."""
+    started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", None)
+    return started is not None and bool(started())
+
+
+def wait_for_arrays(result: Any) -> None:
+    """So that what JAX still computes fails as the function's own error."""
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.block_until_ready(result)
+
+
+def is_distributed() -> bool:
+    """Whether JAX's distributed runtime is up in this process; JAX is not imported for it."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def mute_native_errors() -> None:
+    """The function is done: what jaxlib's C++ side says of peers that end now is noise. Python is still heard."""
+    heard = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    sys.stderr.flush()
+    sys.stderr = heard
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def tell_of_preemption() -> None:
+    """JAX takes SIGTERM as the notice: `reached_preemption_sync_point` then agrees on a step among all hosts."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return
+    from jax._src import distributed
+
+    if distributed.global_state.preemption_sync_manager is not None:  # else SIGTERM is a cancel
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def shut_down() -> None:
+    """Leave JAX's distributed runtime, if it is up."""
+    if not is_distributed():
+        return
+    try:
+        sys.modules["jax"].distributed.shutdown()
+    except Exception:
+        logging.getLogger("prefect_tpu").debug("jax.distributed.shutdown failed", exc_info=True)
