@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
-import threading
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
-from prefect.client.schemas.objects import RunInput, State
-from prefect.futures import PrefectConcurrentFuture, PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.client.schemas.objects import RunInput
+from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 from typing_extensions import TypeVar, Unpack
 
-from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleets.fleet import Fleet
-from prefect_tpu.observability.observer import settle
 from prefect_tpu.options.check import RunnerOptions, check_options
+from prefect_tpu.task_run.gang_task import GangTask
 from prefect_tpu.task_run.resolve import Resolved
+from prefect_tpu.task_run.runner import GangFuture, GangRunner
 
 if TYPE_CHECKING:
     from typing import Self
-    from uuid import UUID
 
     from prefect_tpu.blocks.pool import TpuSlicePool
-    from prefect_tpu.task_run.gang_task_run import GangLaunch
 
 log = logging.getLogger("prefect_tpu.task_runners")
 
@@ -48,28 +42,7 @@ class Process0:
 Shape = TypeVar("Shape", default=Flat)
 
 
-class GangFuture(PrefectConcurrentFuture[Any]):
-    """A future of a gang's task run. Unlike Prefect's own it pickles: it waits, and takes its end along."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        concurrent.futures.wait([self.wrapped_future])
-        try:
-            state, error = self.wrapped_future.result(), None
-        except BaseException as crash:  # noqa: BLE001 - what a crashed task run has in place of a state
-            state, error = None, crash
-        return _finished_future, (self.task_run_id, state, error)
-
-
-def _finished_future(task_run_id: UUID, state: State[Any] | None, error: BaseException | None) -> GangFuture:
-    done: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    if error is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(state)
-    return GangFuture(task_run_id, done)
-
-
-class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
+class TpuMultisliceRunner(GangRunner, Generic[Shape]):
     """Runs a task on every host of one or more TPU slices, as one gang.
 
     Give it to one task, `@task(task_runner=TpuMultisliceRunner(num_slices=2))`, or to a flow, where every
@@ -210,8 +183,6 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         self._options["runtime_env"] = None if runtime_env is None else dict(runtime_env)
         self._options["preload"] = None if preload is None else tuple(preload)
         super().__init__(max_workers=max_workers)
-        self._launches_lock = threading.Lock()
-        self._launches: weakref.WeakSet[GangLaunch] = weakref.WeakSet()
 
     # -- a value
 
@@ -251,56 +222,10 @@ class TpuMultisliceRunner(ThreadPoolTaskRunner[Any], Generic[Shape]):
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> GangFuture:
         """Start a task run of `task` as a gang on a thread of this runner; see `prefect.Task.submit`."""
-        from prefect_tpu.tasks import GangTask
-
         gang = task if isinstance(task, GangTask) else GangTask.adopt(task, self)
-        clone, launch = gang.for_run()
-        future = super().submit(clone, parameters, wait_for, dependencies)
-        with self._launches_lock:
-            self._launches.add(launch)
-        wrapped = future.wrapped_future
-        wrapped.add_done_callback(lambda _: launch.close())
-        return GangFuture(future.task_run_id, wrapped)
-
-    def cancel_all(self) -> None:
-        """End every gang that this runner started: SIGTERM, grace period, SIGKILL; leases are released."""
-        with self._launches_lock:
-            launches = list(self._launches)
-        for launch in launches:
-            launch.cancel()
-        super().cancel_all()
-
-    def join(self) -> None:
-        """Wait for every gang that this runner started."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
-
-    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        """Join what still runs; if the flow ends by an exception, cancel it."""
-        try:
-            if exc_type is None:
-                self.join()
-        except BaseException:
-            self.cancel_all()
-            raise
-        finally:
-            super().__exit__(exc_type, exc_value, traceback)
-            if exc_type is not None:
-                settle()
+        return super().submit(gang, parameters, wait_for, dependencies)
 
 
 def _one_or_more(num_slices: int | Sequence[int]) -> int | tuple[int, ...]:
     sizes = sizes_of(num_slices)
     return sizes[0] if len(sizes) == 1 else sizes
-
-
-def runner_for(given: Any) -> TpuMultisliceRunner[Any]:
-    """The runner that a user gave as an instance or as the class."""
-    if isinstance(given, type) and issubclass(given, TpuMultisliceRunner):
-        return given()
-    if isinstance(given, TpuMultisliceRunner):
-        return given
-    raise ConfigurationError(
-        f"task_runner must be a TpuMultisliceRunner (class or instance), not {given!r}. For a flow's own "
-        "task runner use @flow(task_runner=...)."
-    )

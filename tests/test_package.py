@@ -107,7 +107,7 @@ def test_dependencies_are_those_imported_and_bounded_above() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [Requirement(line) for line in project["dependencies"]]
     only_bounded = {"fastapi"}  # Prefect's server; its upper bound is why it is listed
-    of_extras = {ROOT / "prefect_tpu" / name for name in ("provision/queued.py", "queued_block.py")}
+    of_extras = {ROOT / "prefect_tpu" / name for name in ("provision/cloud_tpu.py", "blocks/queued.py")}
     assert {one.name.replace("-", "_") for one in needed} - only_bounded == third_parties(
         path for path in (ROOT / "prefect_tpu").rglob("*.py") if path not in of_extras
     )

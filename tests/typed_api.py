@@ -9,7 +9,7 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import MaterializingTask, Task
 
 from prefect_tpu import LocalFleet, QueuedResourceFleet, TpuMultisliceRunner, materialize, task
-from prefect_tpu.tasks import GangTask
+from prefect_tpu.task_run.gang_task import GangTask
 
 
 @task(task_runner=TpuMultisliceRunner(num_slices=2), retries=3)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from prefect.context import FlowRunContext, TaskRunContext
@@ -44,8 +44,6 @@ from prefect_tpu.wire import pickling
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
 
-    from prefect_tpu.task_runners import TpuMultisliceRunner
-    from prefect_tpu.tasks import GangTask
 
 BACKOFF_CLAMPING = 0.3
 """Waits are up to this share shorter or longer than their average, by Prefect's own jitter."""
@@ -55,11 +53,23 @@ LOOK_SECONDS = 0.2
 _COUNTING = threading.Lock()
 
 
-class GangLaunch:
+class RetryFields(Protocol):
+    """What a task run changes of its copy of the task, between the attempts."""
+
+    name: str
+    retries: int
+    retry_delay_seconds: Any
+    retry_jitter_factor: float | None
+    retry_condition_fn: Any
+    timeout_seconds: float | None
+
+
+class GangTaskRun:
     """What the attempts of one task run share: leases, budgets, ledger, and the word to stop."""
 
-    def __init__(self, runner: TpuMultisliceRunner, task: GangTask[..., Any]) -> None:
-        self._runner = runner
+    def __init__(self, resolve: Callable[[], Resolved], task: RetryFields) -> None:
+        """`resolve`: says how the gang is made; asked once. `task`: of this task run alone."""
+        self._resolve = resolve
         self.task = task
         self.timeout_seconds = task.timeout_seconds
         self.spent = Spent()
@@ -81,9 +91,9 @@ class GangLaunch:
         self._began = 0.0
 
     @functools.cached_property
-    def runner(self) -> Resolved:
-        """The runner with its pool; loaded once for a task run, when it is first needed."""
-        return self._runner.resolve()
+    def resolved(self) -> Resolved:
+        """How the gang is made; a pool is loaded once for a task run, when it is first needed."""
+        return self._resolve()
 
     # -- from outside
 
@@ -101,7 +111,7 @@ class GangLaunch:
             self._run.cancel()
             self._run.release()
         if self._observer is not None:
-            self._observer.closed(self.reports, self.spent.describe(self.runner.limits, self._user_retries))
+            self._observer.closed(self.reports, self.spent.describe(self.resolved.limits, self._user_retries))
             self._observer = None
         self.reports = []
 
@@ -128,7 +138,7 @@ class GangLaunch:
         self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
         delay = self.task.retry_delay_seconds
         longest = max(delay) if isinstance(delay, Sequence) else delay or 0
-        if self._run is not None and (not retry or longest > self.runner.lease_hold_seconds):
+        if self._run is not None and (not retry or longest > self.resolved.lease_hold_seconds):
             self._run.release()
         return retry
 
@@ -172,7 +182,7 @@ class GangLaunch:
 
     @property
     def _barrier_seconds(self) -> float:
-        return self.runner.cancel_grace_seconds + BARRIER_MARGIN_SECONDS + 2 * LOOK_SECONDS
+        return self.resolved.cancel_grace_seconds + BARRIER_MARGIN_SECONDS + 2 * LOOK_SECONDS
 
     def _start(
         self,
@@ -187,7 +197,7 @@ class GangLaunch:
         run_id = str(context.task_run.id)
         if self._run is None:
             try:
-                plan = self.runner.plan(
+                plan = self.resolved.plan(
                     timeout_seconds=self.timeout_seconds,
                     checkpoint_name=self._checkpoint_name(context.task_run),
                     say=logger,
@@ -258,7 +268,7 @@ class GangLaunch:
 
     def _record(self, report: AttemptReport, *, again: bool = False) -> None:
         """Put the attempt into the ledger, and show it."""
-        report = replace(report, budgets=self.spent.describe(self.runner.limits, self._user_retries))
+        report = replace(report, budgets=self.spent.describe(self.resolved.limits, self._user_retries))
         self.reports.append(report)
         if self._observer is not None:
             self._observer.ended(self.reports, again=again, budgets=report.budgets)
@@ -280,19 +290,19 @@ class GangLaunch:
         except GangCancelledError as error:
             raise asyncio.CancelledError("the gang was cancelled") from error
         except Exception:
-            self._decision = Decision(None if self.runner.limits.resumable else False)
+            self._decision = Decision(None if self.resolved.limits.resumable else False)
             self._set_retry()
             raise
         report = ended.report
         verdict = report.verdict
         self.spent = self.spent.charge(verdict, progressed=self._progressed(report))
         if verdict.kind is not Kind.SUCCEEDED:
-            self._decision = decide_retry(verdict, self.spent, self.runner.limits)
+            self._decision = decide_retry(verdict, self.spent, self.resolved.limits)
         self._record(report, again=self._another_follows(verdict))
         if verdict.kind is Kind.SUCCEEDED:
             assert ended.results is not None
             assert report.gang is not None
-            return self.runner.shape_results(ended.results, report.gang.hosts_per_slice)
+            return self.resolved.shape_results(ended.results, report.gang.hosts_per_slice)
         self._set_retry()
         self._backoff_seconds = self._backoff(verdict)
         self._tell(self.reports[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from prefect.settings import get_current_settings
 
 from prefect_tpu.cluster import runtime_env
-from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.retry import Limits
@@ -22,6 +20,7 @@ from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
 from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.settings import current_settings
+from prefect_tpu.task_run.remote_options import _host_resources
 
 if TYPE_CHECKING:
     from prefect_tpu.blocks.pool import TpuSlicePool
@@ -200,32 +199,3 @@ class Resolved:
             runtime_env=runtime_env.check(value("runtime_env")) if value("runtime_env") else {},
             drain_timeout_seconds=value("drain_timeout_seconds"),
         )
-
-
-def _host_resources() -> tuple[tuple[str, float], ...]:
-    """What `prefect_ray.context.remote_options(...)` around the call asks for on each host.
-
-    Raises:
-        ConfigurationError: something that a gang's hosts cannot be given that way.
-    """
-    module = sys.modules.get("prefect_ray.context")  # whoever has not imported it, has not used it
-    if module is None:
-        return ()
-    options: dict[str, Any] = dict(module.RemoteOptionsContext.get().current_remote_options)
-    found = {str(name): amount for name, amount in dict(options.pop("resources", None) or {}).items()}
-    for name, resource in (("num_cpus", "CPU"), ("memory", "memory")):
-        if options.get(name) is not None:
-            found[resource] = options[name]
-        options.pop(name, None)
-    refused = [name for name, amount in found.items() if name.startswith("TPU") or not _is_amount(amount)]
-    wrong = sorted([*options, *refused])
-    if wrong:
-        raise ConfigurationError(
-            f"remote_options({wrong[0]}=...) around a gang: its hosts can be given num_cpus, memory (bytes) and "
-            "resources other than TPU, as numbers of at least 0; chips come with the slices, variables with `env`"
-        )
-    return tuple(sorted((name, float(amount)) for name, amount in found.items() if amount))
-
-
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_tpu.observability.observer import settle
-from prefect_tpu.task_runners import TpuMultisliceRunner
+from prefect_tpu.task_run.runner import GangRunner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from prefect.flows import Flow
 
 _lock = threading.Lock()
-_pools: dict[UUID | None, TpuMultisliceRunner[Any]] = {}
+_runners: dict[UUID | None, GangRunner] = {}
 
 
-def pool_for(context: FlowRunContext | None) -> TpuMultisliceRunner[Any]:
+def threads_for(context: FlowRunContext | None) -> GangRunner:
     """A started runner whose threads gangs of this flow run use.
 
     The flow's own task runner if it is one of ours. Else one per flow run, which a hook on the flow joins
     when the flow run completes, and cancels when it ends in any other way; outside a flow one per process,
     whose threads Python joins when the process ends.
     """
-    if context is not None and isinstance(context.task_runner, TpuMultisliceRunner):
+    if context is not None and isinstance(context.task_runner, GangRunner):
         return context.task_runner
     flow_run_id = context.flow_run.id if context is not None and context.flow_run is not None else None
     with _lock:
-        pool = _pools.get(flow_run_id)
-        if pool is None:
-            pool = _pools[flow_run_id] = TpuMultisliceRunner[Any]().__enter__()
+        runner = _runners.get(flow_run_id)
+        if runner is None:
+            runner = _runners[flow_run_id] = GangRunner().__enter__()
         if context is not None and context.flow is not None:
             _add_hooks(context.flow)
-    return pool
+    return runner
 
 
 def _add_hooks(flow: Flow[Any, Any]) -> None:
@@ -54,19 +54,19 @@ def _add_hooks(flow: Flow[Any, Any]) -> None:
 def finish_gangs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> Awaitable[None] | None:
     """End-of-flow hook: join gangs that nobody waited for, or cancel them if the flow run did not complete."""
     with _lock:
-        pool = _pools.pop(flow_run.id, None)
-    if pool is None:
+        runner = _runners.pop(flow_run.id, None)
+    if runner is None:
         return None
     if flow.isasync:
-        return asyncio.to_thread(_finish, pool, state)
-    _finish(pool, state)
+        return asyncio.to_thread(_finish, runner, state)
+    _finish(runner, state)
     return None
 
 
-def _finish(pool: TpuMultisliceRunner[Any], state: State[Any]) -> None:
+def _finish(runner: GangRunner, state: State[Any]) -> None:
     if state.is_completed():
-        pool.__exit__(None, None, None)
+        runner.__exit__(None, None, None)
     else:
-        pool.cancel_all()
-        pool.__exit__(None, None, None)
+        runner.cancel_all()
+        runner.__exit__(None, None, None)
         settle()

@@ -40,7 +40,7 @@ from prefect_tpu import (
     runtime,
     task,
 )
-from prefect_tpu.tasks import GangTask
+from prefect_tpu.task_run.gang_task import GangTask
 from tests.prefect.conftest import eventually
 from tests.prefect.test_prefect_sees import run_and_state, task_runs
 from tests.processes import alive, assert_gone

@@ -1,0 +1,190 @@
+"""A Prefect task that runs as a gang."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from prefect.context import FlowRunContext
+from prefect.tasks import MaterializingTask, Task, TaskOptions
+from prefect.utilities.callables import get_call_parameters
+from typing_extensions import Unpack
+
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.task_run.cache import with_gang_shape
+from prefect_tpu.task_run.entry import wrap
+from prefect_tpu.task_run.gang_task_run import GangTaskRun
+from prefect_tpu.task_run.runner import ConfiguredRunner, GangRunner, runner_for
+from prefect_tpu.task_run.threads import threads_for
+
+P = ParamSpec("P")
+R = TypeVar("R")
+RunnerOrClass = ConfiguredRunner | type[ConfiguredRunner]
+_OPTION_ATTRIBUTES = {
+    "on_completion": "on_completion_hooks",
+    "on_failure": "on_failure_hooks",
+    "on_running": "on_running_hooks",
+    "on_rollback": "on_rollback_hooks",
+    "on_commit": "on_commit_hooks",
+    "persist_result": "_user_persist_result",
+    "cache_policy": "_user_cache_policy",
+}
+"""Where a Prefect task keeps an option that is not kept under its own name."""
+
+
+class GangTask(Task[P, R]):
+    """A Prefect task whose function runs on every host of a gang.
+
+    Made by `prefect_tpu.task(task_runner=...)`. States, retries, caching and results are those of any
+    Prefect task; only the body of the function goes to the hosts.
+
+    Attributes:
+        body: the user's function. `fn` launches the gang when Prefect's engine calls it, and is `body`
+            everywhere else.
+        task_runner: how the gang runs.
+    """
+
+    body: Callable[..., Any]
+    task_runner: ConfiguredRunner
+    gang_run: GangTaskRun | None = None
+
+    def __init__(self, fn: Callable[P, R], *, task_runner: RunnerOrClass, **options: Unpack[TaskOptions]) -> None:
+        super().__init__(fn=fn, **options)
+        self._become_gang(runner_for(task_runner))
+
+    @classmethod
+    def adopt(cls, task: Task[P, Any], task_runner: ConfiguredRunner) -> GangTask[P, Any]:
+        """`task` as a gang: what `@flow(task_runner=TpuMultisliceRunner(...))` makes of every submitted task."""
+        kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
+        gang = cast("GangTask[P, Any]", kind.__new__(kind))
+        gang.__dict__.update(task.__dict__)
+        gang._become_gang(task_runner)
+        return gang
+
+    def _become_gang(self, task_runner: ConfiguredRunner) -> None:
+        if self.isgenerator:
+            raise ConfigurationError(
+                f"Task {self.name!r} is a generator function. A gang returns one value per host; "
+                "return a list, or send values on the way with prefect_tpu.runtime.report()."
+            )
+        self.task_runner = task_runner
+        self.body = self.fn
+        self.fn = cast("Callable[P, R]", wrap(self.body))
+
+    def for_run(self) -> tuple[GangTask[P, R], GangTaskRun]:
+        """A copy for one task run, whose retry fields its run may change, and that run."""
+        clone = copy.copy(self)
+        task_run = clone.gang_run = GangTaskRun(self.task_runner.resolve, clone)
+        clone.retry_condition_fn = task_run.retry_condition()
+        clone.timeout_seconds = None  # it counts from the launch of the gang, not from the queue
+        clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape())
+        return clone, task_run
+
+    def with_options(self, *, task_runner: RunnerOrClass | None = None, **options: Any) -> GangTask[P, R]:
+        """As `prefect.Task.with_options`; the task runner is kept unless another is given."""
+        plain = self._plain()
+        known = {*inspect.signature(Task.__init__).parameters, *inspect.signature(plain.with_options).parameters}
+        known -= {"self", "fn", "task_kwargs"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise TypeError(f"with_options() got unknown options {unknown}; known: {sorted(known)}")
+        merged = plain.with_options(**options)
+        gang = GangTask.adopt(merged, runner_for(task_runner) if task_runner is not None else self.task_runner)
+        return cast("GangTask[P, R]", gang)
+
+    def _plain(self) -> Task[..., Any]:
+        """The same task without a gang."""
+        return Task(fn=self.body, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        names = (name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn"))
+        return {name: getattr(self, _OPTION_ATTRIBUTES.get(name, name)) for name in names}
+
+    # -- the three ways to run it; to type checkers they are those of prefect.Task
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Run the gang and return its result; a coroutine for an async function."""
+            clone, task_run = self.for_run()
+            call = functools.partial(Task.__call__, clone, *args, **kwargs)
+            if self.isasync:
+                return _finish(call, task_run)
+            try:
+                return call()
+            finally:
+                task_run.close()
+
+        def submit(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+            """Run the gang on a thread of its own, in a flow or outside; see `prefect.Task.submit`."""
+            parameters = get_call_parameters(self.fn, args, kwargs)
+            runner = _threads()
+            future = runner.submit(self, parameters, wait_for)
+            if return_state:
+                future.wait()
+                return future.state
+            return future
+
+        def map(
+            self,
+            *args: Any,
+            return_state: bool = False,
+            wait_for: Any = None,
+            deferred: bool = False,
+            **kwargs: Any,
+        ) -> Any:
+            """One gang per element; see `prefect.Task.map`."""
+            if deferred:
+                raise self._no_background("map(deferred=True)")
+            parameters = get_call_parameters(self.fn, args, kwargs, apply_defaults=False)
+            futures = _threads().map(self, parameters, wait_for)
+            if return_state:
+                for future in futures:
+                    future.wait()
+                return [future.state for future in futures]
+            return futures
+
+        def apply_async(self, *_args: Any, **_kwargs: Any) -> Any:
+            """Refused: a task worker would have to own slices for as long as it lives."""
+            raise self._no_background("delay() and apply_async()")
+
+        def serve(self) -> Any:
+            """Refused, as `apply_async`."""
+            raise self._no_background("serve()")
+
+        async def aserve(self) -> Any:
+            """Refused, as `apply_async`."""
+            raise self._no_background("aserve()")
+
+    def _no_background(self, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{what} of gang task {self.name!r}: background task runs cannot be gangs. Call it, or use .submit() or "
+            ".map(); to run it elsewhere or later, deploy a flow that calls it."
+        )
+
+
+class MaterializingGangTask(GangTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]
+    """A gang that materializes assets: once for the gang, not once for each host."""
+
+    def _plain(self) -> Task[..., Any]:
+        return MaterializingTask(
+            fn=self.body, assets=self.assets, materialized_by=self.materialized_by, **self._options()
+        )
+
+
+async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], task_run: GangTaskRun) -> Any:
+    try:
+        return await call()
+    finally:
+        task_run.close()
+
+
+def _threads() -> GangRunner:
+    from prefect.utilities.visualization import VisualizationUnsupportedError, get_task_viz_tracker
+
+    if get_task_viz_tracker():
+        raise VisualizationUnsupportedError("`submit` and `map` are not supported by `flow.visualize()`")
+    return threads_for(FlowRunContext.get())
