@@ -1,12 +1,16 @@
-"""For all tests."""
+"""For all tests: one Prefect server and one local fleet for each process of pytest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.testing.utilities import prefect_test_harness
+
+from prefect_tpu import LocalFleet, TpuMultisliceRunner
 
 # Prefect warns when a task outside a flow logs to the API; here a warning is an error.
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
@@ -20,3 +24,29 @@ def prefect_server() -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=90):
         yield
         artifacts.flush(5)
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[LocalFleet]:
+    """Two simulated v4 slices of two hosts with four chips each. Who breaks it, mends it: tests.whole_fleet."""
+    with LocalFleet(slices=2, accelerator_type="v4", topology="2x2x2") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def two_slices(fleet: LocalFleet) -> TpuMultisliceRunner[Any]:
+    """A runner over both slices."""
+    return TpuMultisliceRunner(pool=fleet, num_slices=2)
+
+
+@pytest.fixture(scope="session")
+def one_slice(fleet: LocalFleet) -> TpuMultisliceRunner[Any]:
+    """A runner over one slice of the fleet, without JAX: for tests that need no collective."""
+    return TpuMultisliceRunner(pool=fleet, num_slices=1, jax_distributed=False)
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    """Prefect's API."""
+    with get_client(sync_client=True) as api:
+        yield api

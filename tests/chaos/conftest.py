@@ -20,9 +20,9 @@ from ray.util import placement_group_table
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
 from prefect_tpu.cluster import inventory, tpu
 from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
-from tests.prefect.conftest import eventually
-from tests.prefect.test_prefect_sees import artifact_rows, task_runs
+from tests.prefect_runs import artifact_rows, task_runs
 from tests.processes import with_environment
+from tests.waiting import eventually
 
 SLICES = ("slice-0", "slice-1", "slice-2")
 NUM_PROCESSES = 4
@@ -105,7 +105,7 @@ def body(folder: str, first: dict[int, str], then: str) -> dict[str, Any]:
             here.report(step=1)
 
             def backend_compile() -> None:
-                """Called as JAX's own is; tests/cluster/test_stacks.py has the real one."""
+                """Called as JAX's own is; tests/host/test_stacks.py has the real one."""
                 clock.sleep(8)
 
             backend_compile()

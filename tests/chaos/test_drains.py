@@ -10,8 +10,8 @@ import pytest
 from prefect_tpu.cluster import gcs, inventory
 from tests.chaos.conftest import Chaos
 from tests.chaos.test_losses import went_on
-from tests.cluster.metadata_server import MetadataServer
-from tests.prefect.test_prefect_sees import log_messages
+from tests.host.metadata_server import MetadataServer
+from tests.prefect_runs import log_messages
 
 
 def test_a_slice_is_drained_and_killed_at_its_deadline(chaos: Chaos) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_tpu import HangError, HostProcessError, RetriesExhaustedError
 from tests.chaos.conftest import Chaos, Story
-from tests.prefect.test_prefect_sees import log_messages
+from tests.prefect_runs import log_messages
 
 
 def retried(story: Story, kind: str) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from prefect_tpu import SliceUnavailableError, TpuMultisliceRunner, task
 from tests.chaos.conftest import SLICES, Chaos, Story, nothing
-from tests.prefect.conftest import eventually
-from tests.prefect.test_prefect_sees import log_messages
+from tests.prefect_runs import log_messages
 from tests.processes import alive
+from tests.waiting import eventually
 
 
 def went_on(story: Story, kind: str, state_name: str, charge: str) -> None:

@@ -15,7 +15,7 @@ from prefect.utilities.annotations import quote
 
 from prefect_tpu import ConfigurationError
 from tests.conformance.conftest import Side, by_runner, note, noted, until_there
-from tests.prefect.test_prefect_sees import run_and_state, task_runs
+from tests.prefect_runs import run_and_state, task_runs
 
 
 def add(*numbers: int) -> int:

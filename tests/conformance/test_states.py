@@ -15,7 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.transactions import transaction
 
 from tests.conformance.conftest import Side, by_runner, note, noted
-from tests.prefect.test_prefect_sees import run_and_state, task_runs
+from tests.prefect_runs import run_and_state, task_runs
 
 
 class OwnError(Exception):

@@ -14,7 +14,7 @@ import pytest
 from prefect_tpu.blocks import LocalFleetBlock, QueuedResourceFleetBlock, RayFleetBlock, TpuSlicePool
 from prefect_tpu.blocks.base import TpuBlock
 from tests.e2e.prefect_server import Server
-from tests.prefect.conftest import eventually
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -19,8 +19,8 @@ from prefect.settings import get_current_settings
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
 from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
-from tests.prefect.conftest import eventually
 from tests.processes import alive, assert_gone, descendants, with_environment
+from tests.waiting import eventually
 
 SCRIPT = """
 import sys

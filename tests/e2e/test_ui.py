@@ -18,8 +18,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.e2e.documented import documented
 from tests.e2e.prefect_server import Server
-from tests.prefect.conftest import eventually
 from tests.processes import assert_gone, descendants
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

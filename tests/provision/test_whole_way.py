@@ -25,11 +25,11 @@ from prefect_tpu import LocalFleet, ProvisioningError, QueuedResourceFleet, TpuM
 from prefect_tpu.cluster.tpu import resolve_shape
 from prefect_tpu.provision.owner import Owner
 from tests.chaos.conftest import Story
-from tests.prefect.conftest import eventually
-from tests.prefect.test_prefect_sees import artifact_rows, log_messages, task_runs
+from tests.prefect_runs import artifact_rows, log_messages, task_runs
 from tests.processes import alive, assert_gone, descendants
 from tests.provision.conftest import EAST, SCRIPT, WEST
 from tests.provision.queued_server import QueuedServer, queued_server
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
