@@ -1,4 +1,4 @@
-"""Blocks: where slices come from, saved once in Prefect and named in one string. Runs: driver.
+"""Where slices come from, saved once in Prefect and named in one string. Runs: driver.
 
 Register them with `prefect block register -m prefect_tpu`; the forms are then in Prefect's UI under Blocks.
 """

@@ -1,4 +1,4 @@
-"""The `prefect-tpu` command. Runs: its own process."""
+"""The command `prefect-tpu`. Runs: its own process."""
 
 from __future__ import annotations
 

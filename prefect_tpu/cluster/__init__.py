@@ -1,1 +1,1 @@
-"""The only layer that imports Ray. Nothing is imported here: hosts load its modules one by one."""
+"""The connected Ray cluster, the only folder with Ray's private names. Runs: driver, agent, side process."""

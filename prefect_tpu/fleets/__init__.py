@@ -1,1 +1,1 @@
-"""Where slices come from: Ray's, simulated, queued; talks to the sidecars. Runs: driver."""
+"""Where slices come from: Ray's, simulated, queued. Runs: driver."""

@@ -1,1 +1,1 @@
-"""The agent on a TPU host: zygotes, attempts, devices, metadata. Runs: agent (a Ray actor on the host)."""
+"""The agent on a TPU host, a Ray actor: zygotes, attempts, devices, metadata. Runs: agent."""

@@ -1,1 +1,1 @@
-"""Every option once: types, limits, defaults, words. Runs: driver."""
+"""Every option once: type, limits, default, words. Runs: driver."""

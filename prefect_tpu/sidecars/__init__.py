@@ -1,1 +1,1 @@
-"""Programs of their own beside the driver; each has a main, none is imported by the rest. Runs: side process."""
+"""Programs of their own beside the driver; started, never imported by the rest. Runs: side process."""

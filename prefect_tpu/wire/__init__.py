@@ -1,1 +1,1 @@
-"""How values travel between driver and hosts: pickling, buffers, channel. Runs: driver, agent, host process."""
+"""How values travel: pickling, buffers, channel; both ends. Runs: driver, agent, host process."""

@@ -1,1 +1,1 @@
-"""The zygote and what is forked from it, without Ray. Runs: host process."""
+"""The zygote and what is forked from it; no Ray. Runs: host process."""
