@@ -100,9 +100,8 @@ def table_of(task_run_id: UUID) -> list[dict[str, Any]]:
     """Rows of the slice table of a task run."""
     artifacts.flush(ARTIFACT_WAIT_SECONDS)
     with get_client(sync_client=True) as client:
-        [found] = client.read_artifacts(
-            artifact_filter=ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[task_run_id]))
-        )
+        wanted = ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[task_run_id]))
+        [found] = [one for one in client.read_artifacts(artifact_filter=wanted) if one.type == "table"]
     rows: list[dict[str, Any]] = json.loads(str(found.data))
     return rows
 
