@@ -1,4 +1,4 @@
-"""One task run's gang over all its attempts: connect, lease, launch, judge; leases outlive an attempt."""
+"""All attempts of one task run's gang: connect, lease, launch, judge; leases outlive an attempt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -23,7 +22,7 @@ from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Kind, Verdict, decide
 from prefect_tpu.gang.agents import AgentPool
-from prefect_tpu.gang.attempt import GangAttempt
+from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS, GangAttempt
 from prefect_tpu.gang.host_state import AttemptEnd
 from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.plan import GangPlan
@@ -45,7 +44,6 @@ class Call:
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    project_root: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +60,30 @@ class Ended:
 
 
 @dataclass(slots=True)
-class GangRun:
-    """All attempts of one task run. `attempt` blocks its thread; `cancel` may come from any other."""
+class Attempts:
+    """All attempts of one task run, one after the other. `attempt` blocks its thread.
+
+    Attributes:
+        plan: what the gang is made of.
+        run_id: of the task run.
+        cancelled: set from any thread, it ends the attempt that runs or the wait for slices; every later attempt
+            ends at once.
+    """
 
     plan: GangPlan
     run_id: str
-    _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
+    cancelled: threading.Event
     _slices: GangSlices = field(init=False)
     _spares: list[Host] = field(init=False, default_factory=list)
     _packages: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._slices = GangSlices(self.plan, self.run_id, self._cancelled.is_set)
+        self._slices = GangSlices(self.plan, self.run_id, self.cancelled.is_set)
 
-    def cancel(self) -> None:
-        """End the attempt that runs, or the wait for slices; every later attempt ends at once."""
-        self._cancelled.set()
+    @property
+    def barrier_seconds(self) -> float:
+        """How long an attempt that is cancelled takes until all its processes are dead, at most."""
+        return self.plan.cancel_grace_seconds + BARRIER_MARGIN_SECONDS
 
     def release(self) -> None:
         """Give the slices back. The next attempt, if there is one, leases anew."""
@@ -100,10 +106,10 @@ class GangRun:
         """
         plan = self.plan
         shape = plan.resolve()
-        payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=call.project_root)
+        payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=pickling.project_root_of(call.fn))
         if backoff_seconds:
             observer.say(f"attempt {number} waits {backoff_seconds:g} s before it looks for slices")
-            if self._cancelled.wait(backoff_seconds):
+            if self.cancelled.wait(backoff_seconds):
                 raise GangCancelledError("cancelled before it looked for slices")
         began, began_unix = time.monotonic(), time.time()
         with _CONNECTING:
@@ -162,7 +168,7 @@ class GangRun:
             payload=payload,
             options=plan.options(self.run_id, gang.num_processes),
             observer=observer,
-            cancelled=self._cancelled.is_set,
+            cancelled=self.cancelled.is_set,
             on_entered=lambda: self._warm(shape),
             on_drain=lambda name: self._slices.reserve_ahead(shape, observer.say, name),
             room=lambda: self._slices.room(shape),
@@ -241,8 +247,3 @@ def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseExc
         return None
     error.__cause__ = RemoteTraceback(raised.traceback)
     return error
-
-
-def close() -> None:
-    """End all agents of this process."""
-    AGENTS.close()
