@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from prefect_tpu.core.verdict import Kind
+from prefect_tpu.core.kinds import Kind
 
 
 class Phase(StrEnum):

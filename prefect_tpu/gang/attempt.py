@@ -16,9 +16,10 @@ from prefect_tpu.cluster import gcs, session
 from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.kinds import KINDS, Ending, Kind
 from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Poll, Progress, Raised, Returned
+from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.core.verdict import Kind
 from prefect_tpu.gang import results
 from prefect_tpu.gang.agent_calls import check_version, note_failure, request, ship
 from prefect_tpu.gang.health import Outside
@@ -291,13 +292,13 @@ class GangAttempt:
         """The barrier: nothing of this attempt lives when it returns."""
         if outcome is not None and outcome is not Kind.SUCCEEDED:
             self.attempt = self.attempt.stop(outcome)
-        graceful = outcome in (Kind.CANCELLED, Kind.TIMED_OUT)
-        grace = self.options.cancel_grace_seconds if graceful else 0.0
-        margin = FINISH_SECONDS if outcome is Kind.SUCCEEDED else BARRIER_MARGIN_SECONDS
+        ending: Ending = "kill" if outcome is None else KINDS[outcome].ending
+        grace = self.options.cancel_grace_seconds if ending == "terminate" else 0.0
+        margin = FINISH_SECONDS if ending == "finish" else BARRIER_MARGIN_SECONDS
         for host in self._hosts:
             if self._disconnected() or host.over:
                 continue
-            if outcome is Kind.SUCCEEDED:
+            if ending == "finish":
                 host.agent.finish.remote(self._id)
             else:
                 host.stopping = not host.failed and host.returned is None
@@ -331,7 +332,7 @@ class GangAttempt:
     @property
     def busy(self) -> list[Member]:
         """Hosts whose accelerator somebody else has."""
-        return [host.member for host in self._hosts if host.raised is not None and host.raised.stage == "device"]
+        return [host.member for host in self._hosts if host.raised and STAGES[host.raised.stage].drops == "slice"]
 
     @property
     def unresponsive(self) -> list[Member]:
@@ -341,7 +342,7 @@ class GangAttempt:
     @property
     def without_agent(self) -> list[Member]:
         """Hosts on which the agent could not be started."""
-        return [host.member for host in self._hosts if host.raised is not None and host.raised.stage == "runtime_env"]
+        return [host.member for host in self._hosts if host.raised and STAGES[host.raised.stage].drops == "agent"]
 
     @property
     def draining(self) -> list[Member]:

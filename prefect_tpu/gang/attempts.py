@@ -17,10 +17,11 @@ from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
+from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.core.verdict import Kind, Verdict, decide
+from prefect_tpu.core.verdict import Verdict, decide
 from prefect_tpu.gang.agents import AgentPool
 from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS, GangAttempt
 from prefect_tpu.gang.host_state import AttemptEnd
@@ -196,12 +197,14 @@ class Attempts:
             began_unix_seconds=began_unix_seconds,
             summaries=end.summaries,
         )
-        if verdict.kind is Kind.SUCCEEDED:
-            self._slices.hand_over()
-        elif verdict.kind is Kind.RESIZED:
-            self._slices.grow()
-        if verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED):
-            self.release()
+        match KINDS[verdict.kind].slices:
+            case "handed over":
+                self._slices.hand_over()
+                self.release()
+            case "grown":
+                self._slices.grow()
+            case "released":
+                self.release()
         return Ended(report, results if verdict.kind is Kind.SUCCEEDED else None, error)
 
 

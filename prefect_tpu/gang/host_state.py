@@ -8,8 +8,8 @@ from typing import Any
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Member
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import DeviceCheck, Exited, Progress, Raised, Returned
-from prefect_tpu.core.verdict import Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,10 @@ from prefect_tpu.core.errors import (
     RetriesExhaustedError,
     SliceUnavailableError,
 )
+from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Kind, Verdict
+from prefect_tpu.core.verdict import Verdict
 from prefect_tpu.gang.attempts import Attempts, Call, Ended
 from prefect_tpu.observability import artifacts, states
 from prefect_tpu.observability.logs import Logger, RunLog
@@ -283,18 +284,12 @@ class GangTaskRun:
         """The verdict in the logs, and a state of its own for a loss that is not the function's."""
         verdict, context = report.verdict, TaskRunContext.get()
         assert context is not None
-        if verdict.kind in (Kind.CANCELLED, Kind.TIMED_OUT):
-            return
+        row = KINDS[verdict.kind]
         text = f"{verdict.cause}; {report.budgets}"
-        if verdict.kind is Kind.RESIZED:
-            get_run_logger().info("attempt %d %s: %s", report.number, verdict.kind.value, text)
-            states.emit(context.task_run, states.RESIZED, text)
-            return
-        get_run_logger().warning("attempt %d %s: %s", report.number, verdict.kind.value, text)
-        if verdict.kind is Kind.PREEMPTED:
-            states.emit(context.task_run, states.PREEMPTED, text)
-        elif verdict.kind is Kind.INFRASTRUCTURE:
-            states.emit(context.task_run, states.HOST_LOST, text)
+        if row.log_level is not None:
+            get_run_logger().log(row.log_level, "attempt %d %s: %s", report.number, verdict.kind.value, text)
+        if row.state:
+            states.emit(context.task_run, row.state, text)
 
 
 def _call_number(task_name: str) -> int:

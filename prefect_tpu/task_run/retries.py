@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect.utilities.math import clamped_poisson_interval
 
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.retry import Decision, Limits, Spent, backoff_seconds, decide_retry
-from prefect_tpu.core.verdict import Kind, Verdict
+from prefect_tpu.core.verdict import Verdict
 from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Retries:
     def _backoff(self, verdict: Verdict) -> float:
         """How long the next attempt waits before it looks for slices, with jitter."""
         settings = current_settings()
-        cause = "preemption" if verdict.kind is Kind.PREEMPTED else "infrastructure"
+        cause = "preemption" if verdict.charge == "preemptions" else "infrastructure"
         average = backoff_seconds(
             self._spent,
             verdict,

@@ -13,9 +13,10 @@ import pytest
 
 from prefect_tpu.core.attempt import Attempt, Phase
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.retry import Limits, Spent, decide_retry
-from prefect_tpu.core.verdict import Kind, decide
+from prefect_tpu.core.verdict import decide
 
 SLICES, HOSTS_PER_SLICE, GANG_SLICES = 5, 2, 3
 RUNS, LONGEST_RUN = 200, 60

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_tpu.core.attempt import Attempt, Phase
-from prefect_tpu.core.verdict import Kind
+from prefect_tpu.core.kinds import Kind
 
 
 def running() -> Attempt:

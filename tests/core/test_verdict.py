@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import Raised, Stage
 from prefect_tpu.core.retry import Limits, Spent, decide_retry
-from prefect_tpu.core.verdict import Kind, decide
+from prefect_tpu.core.verdict import decide
 
 
 def host(process_id: int, **fields: object) -> HostEvidence:

@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import ConfigurationError, GangCancelledError, RayFleet, SliceUnavailableError, TpuMultisliceRunner
 from prefect_tpu.cluster import inventory, session, tpu
-from prefect_tpu.core.verdict import Kind
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.fleets.autoscaler import NAME_PREFIX
 from prefect_tpu.gang.attempts import AGENTS, Attempts, Call
 from tests.fleets.autoscaling import AutoscalingRay
