@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.kinds import KINDS, Charge, Kind
@@ -32,6 +32,27 @@ class Verdict:
     @property
     def charge(self) -> Charge:
         return KINDS[self.kind].charge
+
+
+def judge(outcome: Kind | None, evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Verdict:
+    """The verdict of an attempt. The only place that says whether it has succeeded.
+
+    Args:
+        outcome: SUCCEEDED: every result that is wanted is here, whatever became of a host after that; CANCELLED or
+            TIMED_OUT: it was ended from outside; None: the evidence decides, and it is no success.
+        evidence: one entry per host process, in any order.
+        preemptible: see `decide`.
+    """
+    if outcome is Kind.SUCCEEDED:
+        return Verdict(Kind.SUCCEEDED)
+    if outcome is Kind.CANCELLED:
+        return Verdict(Kind.CANCELLED, "cancelled")
+    if outcome is Kind.TIMED_OUT:
+        return Verdict(Kind.TIMED_OUT, "ran longer than timeout_seconds")
+    verdict = decide(evidence, preemptible=preemptible)
+    if verdict.kind is Kind.SUCCEEDED:  # all returned while it was being ended: too late for their results
+        return decide([replace(one, returned=False) for one in evidence], preemptible=preemptible)
+    return verdict
 
 
 def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Verdict:

@@ -13,7 +13,6 @@ from typing import Any
 import cloudpickle
 
 from prefect_tpu.cluster import inventory, runtime_env, session
-from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
@@ -21,7 +20,7 @@ from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.core.verdict import Verdict, decide
+from prefect_tpu.core.verdict import Verdict, judge
 from prefect_tpu.gang.agents import AgentPool
 from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS, GangAttempt
 from prefect_tpu.gang.host_state import AttemptEnd
@@ -117,10 +116,9 @@ class Attempts:
             plan.fleet.connect(say=observer.say)
             session.hold()
         try:
-            attempt = Attempt(number).lease()
             self._packages = runtime_env.upload(plan.runtime_env)
             lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
-            return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
+            return self._run(number, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
             self.release()
             raise
@@ -147,7 +145,7 @@ class Attempts:
 
     def _run(
         self,
-        attempt: Attempt,
+        number: int,
         lease: GangLease,
         began_unix_seconds: float,
         lease_seconds: float,
@@ -158,14 +156,14 @@ class Attempts:
         plan, gang = self.plan, lease.gang
         hosts = [member.host for member in gang.members]
         names = ", ".join(one.name for one in gang.slices)
-        observer.say(f"attempt {attempt.number} on {names}: {gang.num_processes} hosts")
-        observer.started(attempt.number, gang)
+        observer.say(f"attempt {number} on {names}: {gang.num_processes} hosts")
+        observer.started(number, gang)
         agents = self._take_agents(hosts)
         one = GangAttempt(
             gang=gang,
             shape=shape,
             agents=agents,
-            attempt=attempt,
+            number=number,
             payload=payload,
             options=plan.options(self.run_id, gang.num_processes),
             observer=observer,
@@ -182,11 +180,11 @@ class Attempts:
             for member in [*one.unresponsive, *one.without_agent]:
                 AGENTS.drop(member.host, self._packages)
             self._slices.drop({member.slice_name for member in [*one.unresponsive, *one.busy, *one.draining]})
-        results, evidence = _results(end)
-        verdict = _verdict(end.outcome, evidence, preemptible=plan.preemptible)
+        outcome, results, evidence = _results(end)
+        verdict = judge(outcome, evidence, preemptible=plan.preemptible)
         error = _user_error(evidence, verdict)
         report = AttemptReport(
-            number=attempt.number,
+            number=number,
             gang=gang,
             evidence=tuple(host.slim() for host in evidence),
             verdict=verdict,
@@ -205,34 +203,30 @@ class Attempts:
                 self._slices.grow()
             case "released":
                 self.release()
-        return Ended(report, results if verdict.kind is Kind.SUCCEEDED else None, error)
+        return Ended(report, results, error)
 
 
-def _results(end: AttemptEnd) -> tuple[list[Any], tuple[HostEvidence, ...]]:
-    """Results in process-id order; a result that cannot be rebuilt here becomes evidence against its host."""
+def _results(end: AttemptEnd) -> tuple[Kind | None, list[Any] | None, tuple[HostEvidence, ...]]:
+    """Outcome, results in process-id order, evidence.
+
+    A result that cannot be rebuilt here is no success: it becomes evidence against its host.
+    """
+    if end.outcome is not Kind.SUCCEEDED:
+        return end.outcome, None, end.evidence
     results: list[Any] = []
     evidence = list(end.evidence)
-    if end.outcome is Kind.SUCCEEDED:
-        for index, buffers in enumerate(end.buffers):
-            if buffers is None:
-                continue
-            try:
-                results.append(pickling.loads(buffers, copy=False))
-            except Exception as error:  # noqa: BLE001 - whatever the user's classes do when they are rebuilt here
-                text = f"its result cannot be rebuilt in the driver: {error}"
-                raised = Raised("result", type(error).__name__, text, traceback.format_exc())
-                evidence[index] = replace(evidence[index], returned=False, raised=raised)
-    return results, tuple(evidence)
-
-
-def _verdict(outcome: Kind | None, evidence: tuple[HostEvidence, ...], *, preemptible: bool) -> Verdict:
-    if outcome is Kind.CANCELLED:
-        return Verdict(Kind.CANCELLED, "cancelled")
-    if outcome is Kind.TIMED_OUT:
-        return Verdict(Kind.TIMED_OUT, "ran longer than timeout_seconds")
-    if outcome is Kind.SUCCEEDED and not any(host.raised for host in evidence):
-        return Verdict(Kind.SUCCEEDED)  # whatever became of a host after its result was here
-    return decide(evidence, preemptible=preemptible)
+    outcome: Kind | None = Kind.SUCCEEDED
+    for index, buffers in enumerate(end.buffers):
+        if buffers is None:
+            continue
+        try:
+            results.append(pickling.loads(buffers, copy=False))
+        except Exception as error:  # noqa: BLE001 - whatever the user's classes do when they are rebuilt here
+            text = f"its result cannot be rebuilt in the driver: {error}"
+            raised = Raised("result", type(error).__name__, text, traceback.format_exc())
+            evidence[index] = replace(evidence[index], returned=False, raised=raised)
+            outcome = None
+    return outcome, results if outcome is Kind.SUCCEEDED else None, tuple(evidence)
 
 
 def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseException | None:
