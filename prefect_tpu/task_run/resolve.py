@@ -104,11 +104,6 @@ class Resolved:
         """How long slices are kept over a retry delay."""
         return float(self.value("lease_hold_seconds"))
 
-    @property
-    def cancel_grace_seconds(self) -> float:
-        """Between SIGTERM and SIGKILL."""
-        return float(self.value("cancel_grace_seconds"))
-
     def result_shape(self) -> tuple[str, ...]:
         """What the shape of a result depends on; part of the cache key."""
         names = ("accelerator_type", "topology", "chips_per_host")
@@ -183,7 +178,7 @@ class Resolved:
             metadata_url=settings.metadata_url or ("" if simulated else None),
             preemptible=preemptible,
             warm_spares=int(simulated) if spares is None else spares,
-            cancel_grace_seconds=self.cancel_grace_seconds,
+            cancel_grace_seconds=self.value("cancel_grace_seconds"),
             inline_payload_bytes=settings.inline_payload_bytes,
             result_window_bytes=settings.result_window_bytes,
             timeout_seconds=timeout_seconds,
