@@ -1,1 +1,4 @@
-"""The only layer that imports Ray. Nothing is imported here: hosts load its modules one by one."""
+"""The connected Ray cluster, and every private name of Ray. Runs: driver, agent, sidecars.
+
+Nothing is imported here: hosts load the modules one by one.
+"""

@@ -1,1 +1,1 @@
-"""Pure parts: standard library only, no clock, no I/O."""
+"""Values and decisions, standard library alone, no I/O and no clock. Runs: everywhere."""

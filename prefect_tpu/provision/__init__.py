@@ -1,1 +1,1 @@
-"""Creates slices in a cloud and deletes them again: talks to cloud APIs, never to Ray or Prefect."""
+"""What to create in a cloud, and doing it; knows no Ray and no Prefect. Runs: driver, on one thread of each fleet."""

@@ -1,4 +1,4 @@
-"""What a function can ask while it runs on a host: who it is, which mesh it has, how far it says it got.
+"""What a function can ask on a host: who it is, which mesh it has, how far it says it got. Runs: host process.
 
 ```python
 from prefect_tpu import runtime

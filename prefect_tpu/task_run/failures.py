@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from prefect.task_engine import TaskRunTimeoutError
-
 from prefect_tpu.core.errors import (
     AttemptError,
     ConfigurationError,
@@ -16,6 +14,7 @@ from prefect_tpu.core.errors import (
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.verdict import Kind
+from prefect_tpu.prefect_api import TaskRunTimeoutError
 
 
 class TaskTimeoutError(GangTimeoutError, TaskRunTimeoutError):
