@@ -12,7 +12,6 @@ from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.task_engine import TaskRunTimeoutError
 
 if TYPE_CHECKING:
-    from httpx import Response
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import State, TaskRun
     from prefect.context import FlowRunContext
@@ -77,8 +76,8 @@ def wait_for_events() -> None:
     EventsWorker.instance().wait_until_empty()
 
 
-def health(client: SyncPrefectClient) -> Response:
-    """The answer of Prefect's API to who asks whether it is well; the client itself hides its headers."""
+def health(client: SyncPrefectClient) -> Any:
+    """The answer of Prefect's API to who asks whether it is well, as httpx gives it: the client hides its headers."""
     http = client._client
     return http.send(http.build_request("GET", "/health"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from prefect_tpu.cluster import exit_hooks, gcs, inventory, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets import join
 from prefect_tpu.fleets.signs_of_life import SignsOfLife
+from prefect_tpu.linux import probe
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.janitor import Janitor
@@ -34,7 +34,6 @@ log = logging.getLogger("prefect_tpu.provision")
 INSTALL = "pip install 'prefect-tpu[gcp]'"
 JANITOR_SECONDS = 600.0
 """How long a killed process's slices are tried to be deleted, at least."""
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +123,8 @@ def check_reachable(fleet: QueuedResourceFleet, address: str) -> None:
         ConfigurationError: only this machine can.
     """
     host = address.rpartition(":")[0]
-    api_is_here = fleet.endpoint is not None and fleet.endpoint.rpartition(":")[0] in LOOPBACK
-    if _is_loopback(host) and not api_is_here:
+    api_is_here = fleet.endpoint is not None and probe.is_loopback(fleet.endpoint.rpartition(":")[0])
+    if probe.is_loopback(host) and not api_is_here:
         raise ConfigurationError(
             f"Ray's head is at {address}, which TPU VMs cannot reach. Start it with `ray start --head "
             "--node-ip-address=ADDRESS` at an address of the TPU VMs' network, and give that as ray_address"
@@ -260,13 +259,6 @@ def _of(fleet: QueuedResourceFleet) -> _Kept:
     if kept is None:
         raise ConfigurationError(f"{fleet.describe()}: call connect() first")
     return kept
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _forget() -> None:

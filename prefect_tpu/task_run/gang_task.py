@@ -52,7 +52,7 @@ class GangTask(Task[P, R]):
         kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
         gang = cast("GangTask[P, Any]", kind.__new__(kind))
         prefect_api.copy_attributes(task, gang)
-        gang._become_gang(task_runner)
+        gang._become_gang(task_runner)  # noqa: SLF001 - of this very class
         return gang
 
     def _become_gang(self, task_runner: ConfiguredRunner) -> None:
