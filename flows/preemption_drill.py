@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import prefect_tpu
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime
-from prefect_tpu.observability import artifacts
+from prefect_tpu import LocalFleet, TpuMultisliceRunner, artifacts, runtime
 
 STEPS = 60
 CHECKPOINT_EVERY_STEPS = 10

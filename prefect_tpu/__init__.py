@@ -1,4 +1,4 @@
-"""TPU multislice jobs as first-class Prefect tasks.
+"""TPU multislice jobs as first-class Prefect tasks: the public names. Runs: everywhere.
 
 Nothing heavy is imported here: hosts import `prefect_tpu.runtime` and must not get Prefect or Ray with it.
 """
@@ -34,57 +34,49 @@ if TYPE_CHECKING:
     from prefect_tpu.fleets.local_fleet import LocalFleet as LocalFleet
     from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet as QueuedResourceFleet
     from prefect_tpu.fleets.ray_fleet import RayFleet as RayFleet
+    from prefect_tpu.observability import artifacts as artifacts
     from prefect_tpu.task_runners import TpuMultisliceRunner as TpuMultisliceRunner
     from prefect_tpu.tasks import materialize as materialize
     from prefect_tpu.tasks import task as task
 
-_ERRORS = (
-    "AttemptError",
-    "ConfigurationError",
-    "GangCancelledError",
-    "GangTimeoutError",
-    "HangError",
-    "HostLostError",
-    "HostProcessError",
-    "NotInGangError",
-    "PreloadError",
-    "ProvisioningError",
-    "RetriesExhaustedError",
-    "SlicePreemptedError",
-    "SliceUnavailableError",
-    "TopologyError",
-    "TpuError",
-)
-_BLOCKS = ("LocalFleetBlock", "QueuedResourceFleetBlock", "RayFleetBlock", "TpuSlicePool")
-_HOME = {
-    "task": "prefect_tpu.tasks",
-    "materialize": "prefect_tpu.tasks",
-    "TpuMultisliceRunner": "prefect_tpu.task_runners",
-    "LocalFleet": "prefect_tpu.fleets.local_fleet",
-    "RayFleet": "prefect_tpu.fleets.ray_fleet",
-    "QueuedResourceFleet": "prefect_tpu.fleets.queued_fleet",
+_NAMES = {
+    "task": "tasks",
+    "materialize": "tasks",
+    "TpuMultisliceRunner": "task_runners",
+    "LocalFleet": "fleets.local_fleet",
+    "RayFleet": "fleets.ray_fleet",
+    "QueuedResourceFleet": "fleets.queued_fleet",
+    "LocalFleetBlock": "blocks",
+    "QueuedResourceFleetBlock": "blocks",
+    "RayFleetBlock": "blocks",
+    "TpuSlicePool": "blocks",
+    "AttemptError": "core.errors",
+    "ConfigurationError": "core.errors",
+    "GangCancelledError": "core.errors",
+    "GangTimeoutError": "core.errors",
+    "HangError": "core.errors",
+    "HostLostError": "core.errors",
+    "HostProcessError": "core.errors",
+    "NotInGangError": "core.errors",
+    "PreloadError": "core.errors",
+    "ProvisioningError": "core.errors",
+    "RetriesExhaustedError": "core.errors",
+    "SlicePreemptedError": "core.errors",
+    "SliceUnavailableError": "core.errors",
+    "TopologyError": "core.errors",
+    "TpuError": "core.errors",
 }
-_HOME |= dict.fromkeys(_ERRORS, "prefect_tpu.core.errors") | dict.fromkeys(_BLOCKS, "prefect_tpu.blocks")
+"""In which module each public name is; it is imported when somebody asks for it."""
+_MODULES = {"runtime": "runtime", "artifacts": "observability.artifacts"}
 
-__all__ = [
-    "LocalFleet",
-    "QueuedResourceFleet",
-    "RayFleet",
-    "TpuMultisliceRunner",
-    "__version__",
-    "materialize",
-    "runtime",
-    "task",
-    *_BLOCKS,
-    *_ERRORS,
-]
+__all__ = ["__version__", "runtime", *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in ("artifacts", "runtime"):
-        return importlib.import_module(f"prefect_tpu.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"prefect_tpu.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"prefect_tpu.{_MODULES[name]}")
     raise AttributeError(f"module 'prefect_tpu' has no attribute {name!r}")
 
 

@@ -103,7 +103,7 @@ def fleet() -> Iterator[LocalFleet]:
 @pytest.fixture(scope="module")
 def site(prefect_server: None, fleet: LocalFleet) -> Iterator[None]:
     """Prefect's own server."""
-    from prefect_tpu.observability import artifacts
+    from prefect_tpu import artifacts
 
     yield
     artifacts.flush(5)

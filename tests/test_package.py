@@ -46,6 +46,18 @@ def test_every_public_name_is_there() -> None:
         _ = prefect_tpu.no_such_name
 
 
+def test_the_artifacts_module_is_there() -> None:
+    """Flows that end their own process write what waits with it."""
+    assert callable(prefect_tpu.artifacts.flush)
+
+
+def test_every_folder_says_where_its_code_runs() -> None:
+    """In the last words of the first line of its `__init__`."""
+    for path in (ROOT / "prefect_tpu").rglob("__init__.py"):
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        assert re.search(r"[.:)] Runs: [^.]+\.$", first), f"{path}: {first!r}"
+
+
 def test_installed_as_a_prefect_collection() -> None:
     """The version, Prefect's entry point and the command."""
     assert version("prefect-tpu") == prefect_tpu.__version__

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 import anyio.to_thread
-from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.blocks.core import Block
 from pydantic import Field, field_validator, model_validator
 
+import prefect_tpu
 from prefect_tpu.blocks.base import TpuBlock
 from prefect_tpu.blocks.fleets import LocalFleetBlock, RayFleetBlock
 from prefect_tpu.blocks.queued import QueuedResourceFleetBlock
@@ -20,12 +20,11 @@ from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.prefect_api import async_dispatch
 from prefect_tpu.settings import SliceCount
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from prefect_tpu.task_runners import TpuMultisliceRunner
 
 
 class TpuSlicePool(TpuBlock):
@@ -186,7 +185,7 @@ class TpuSlicePool(TpuBlock):
         """Where the slices come from, as runs use it. Starts nothing."""
         return self.fleet.make(self.accelerator_type, self.topology, self.chips_per_host)
 
-    def runner(self, **overrides: Any) -> TpuMultisliceRunner[Any]:
+    def runner(self, **overrides: Any) -> prefect_tpu.TpuMultisliceRunner[Any]:
         """A task runner on this pool.
 
         Args:
@@ -195,8 +194,6 @@ class TpuSlicePool(TpuBlock):
         Raises:
             ConfigurationError: one of them cannot be right.
         """
-        import prefect_tpu
-
         return prefect_tpu.TpuMultisliceRunner(pool=self, **overrides)
 
     async def astatus(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from prefect_tpu.blocks.pool import TpuSlicePool
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
+from prefect_tpu.prefect_api import waited_for
 
 log = logging.getLogger("prefect_tpu.pools")
 MAX_SHOWN = 20
@@ -51,7 +52,7 @@ def find_pool(name: str) -> TpuSlicePool | None:
 
 
 def _load(name: str) -> TpuSlicePool:
-    found: Any = TpuSlicePool.load(name, _sync=True)  # type: ignore[call-arg]
+    found: Any = waited_for(TpuSlicePool.load, name)
     assert isinstance(found, TpuSlicePool)
     return found
 

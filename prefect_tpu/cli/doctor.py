@@ -133,10 +133,12 @@ def _prefect_api() -> Iterator[Finding]:
         return
     from prefect.client.orchestration import get_client
 
+    from prefect_tpu import prefect_api
+
     try:
         with get_client(httpx_settings={"timeout": API_SECONDS}, sync_client=True) as client:
             before = time.time()
-            answer: Any = client._client.send(client._client.build_request("GET", "/health"))
+            answer = prefect_api.health(client)
             after = time.time()
             version = client.api_version()
     except Exception as error:  # noqa: BLE001 - whatever it is, it does not answer

@@ -26,9 +26,10 @@ def pool_status(
 ) -> int:
     """Show the slices of a saved pool as they are now. Reserves and starts nothing."""
     from prefect_tpu.blocks import QueuedResourceFleetBlock, load_pool
+    from prefect_tpu.prefect_api import waited_for
 
     loaded = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}")
-    found: Any = loaded.status(_sync=True)  # type: ignore[call-arg]
+    found: Any = waited_for(loaded.status)
     enough = bool(found["fitting"] >= loaded.least_slices) if found["up"] else not found["problem"].startswith("no ")
     enough = enough or (found["up"] and isinstance(loaded.fleet, QueuedResourceFleetBlock))  # they come when wanted
     if json:

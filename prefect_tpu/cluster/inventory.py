@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray._private import state as ray_state
-
-from prefect_tpu.cluster import tpu
+from prefect_tpu.cluster import gcs, tpu, tpu_names
 from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import Host, Slice, numeric_key, order_slices
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.linux import probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,44 +112,26 @@ def summary() -> FleetSummary:
     Hosts that do not answer any more are left out: Ray itself needs up to 20 s to find that a host has gone
     of which nobody holds an actor.
     """
-    return _summary_of(ray_state.state)
+    return _summary_of(gcs.node_table(_has_chips))
 
 
 def summary_at(address: str) -> FleetSummary:
     """The same for the cluster at "host:port", without connecting this process to it."""
-    internals: Any = ray
-    state = internals._private.state.GlobalState()
-    state._initialize_global_state(
-        internals._raylet.GcsClientOptions.create(
-            address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
-        )
-    )
-    try:
-        return _summary_of(state)
-    finally:
-        state.disconnect()
+    return _summary_of(gcs.node_table_at(address, _has_chips))
 
 
-def _summary_of(state: Any) -> FleetSummary:
-    nodes = state.node_table()
-    endpoints = {
-        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes if _has_chips(node)
-    }
-    silent = probe.unreachable(endpoints.values())
-    for node in nodes:
-        if endpoints.get(node["NodeID"]) in silent:
-            node["Alive"] = False
-    return summarise(nodes, state.available_resources_per_node(), state.get_draining_nodes())
+def _summary_of(table: gcs.NodeTable) -> FleetSummary:
+    return summarise(table.nodes, table.available, table.draining)
 
 
 def _has_chips(node: Mapping[str, Any]) -> bool:
-    return bool(node["Alive"]) and node["Resources"].get(tpu.CHIP_RESOURCE, 0) >= 1
+    return bool(node["Alive"]) and node["Resources"].get(tpu_names.CHIP_RESOURCE, 0) >= 1
 
 
 def summarise(
     nodes: list[dict[str, Any]],
     available: Mapping[str, Mapping[str, float]],
-    draining: Mapping[str, int],
+    draining: Collection[str],
 ) -> FleetSummary:
     """Sort Ray's nodes into slices.
 
@@ -166,16 +144,16 @@ def summarise(
     groups: dict[str, list[dict[str, Any]]] = {}
     for node in alive:
         if _has_chips(node):
-            groups.setdefault(node["Labels"].get(tpu.SLICE_NAME_LABEL) or node["NodeID"], []).append(node)
+            groups.setdefault(node["Labels"].get(tpu_names.SLICE_NAME_LABEL) or node["NodeID"], []).append(node)
     for node in nodes:
         # A slice of which nothing is left is still worth a line, as long as Ray remembers it.
-        name = node["Labels"].get(tpu.SLICE_NAME_LABEL) if not node["Alive"] else None
+        name = node["Labels"].get(tpu_names.SLICE_NAME_LABEL) if not node["Alive"] else None
         if name and name not in groups:
             groups[name] = []
     dead = {
-        node["Labels"][tpu.SLICE_NAME_LABEL]: node["Labels"]
+        node["Labels"][tpu_names.SLICE_NAME_LABEL]: node["Labels"]
         for node in nodes
-        if not node["Alive"] and tpu.SLICE_NAME_LABEL in node["Labels"]
+        if not node["Alive"] and tpu_names.SLICE_NAME_LABEL in node["Labels"]
     }
     slices = [_status(name, members, dead.get(name, {}), available, draining) for name, members in groups.items()]
     slices.sort(key=lambda one: numeric_key(one.name))
@@ -188,11 +166,11 @@ def _status(
     members: list[dict[str, Any]],
     dead_labels: Mapping[str, str],
     available: Mapping[str, Mapping[str, float]],
-    draining: Mapping[str, int],
+    draining: Collection[str],
 ) -> SliceStatus:
     labels = [node["Labels"] for node in members] or [dead_labels]
-    pod_types = {one.get(tpu.POD_TYPE_LABEL, "") for one in labels}
-    topologies = {one.get(tpu.TOPOLOGY_LABEL, "") for one in labels}
+    pod_types = {one.get(tpu_names.POD_TYPE_LABEL, "") for one in labels}
+    topologies = {one.get(tpu_names.TOPOLOGY_LABEL, "") for one in labels}
     pod_type, topology = min(pod_types), min(topologies)
     accelerator_type = pod_type.partition("-")[0]
     hosts = [_host(node, pod_type) for node in members]
@@ -208,8 +186,8 @@ def _status(
         chips=chips,
         free=bool(hosts)
         and all(
-            available.get(host.node_id, {}).get(tpu.CHIP_RESOURCE, 0) >= host.chips
-            and (not host.has_head_resource or available[host.node_id].get(tpu.head_resource(pod_type), 0) >= 1)
+            available.get(host.node_id, {}).get(tpu_names.CHIP_RESOURCE, 0) >= host.chips
+            and (not host.has_head_resource or available[host.node_id].get(tpu_names.head_resource(pod_type), 0) >= 1)
             for host in hosts
         ),
         draining=any(host.node_id in draining for host in hosts),
@@ -219,13 +197,13 @@ def _status(
 
 
 def _host(node: dict[str, Any], pod_type: str) -> Host:
-    worker_id = node["Labels"].get(tpu.WORKER_ID_LABEL, "0")
+    worker_id = node["Labels"].get(tpu_names.WORKER_ID_LABEL, "0")
     return Host(
         node_id=node["NodeID"],
         worker_id=int(worker_id) if worker_id.isdigit() else -1,
         address=node["NodeManagerAddress"],
-        chips=int(node["Resources"].get(tpu.CHIP_RESOURCE, 0)),
-        has_head_resource=tpu.head_resource(pod_type) in node["Resources"],
+        chips=int(node["Resources"].get(tpu_names.CHIP_RESOURCE, 0)),
+        has_head_resource=tpu_names.head_resource(pod_type) in node["Resources"],
     )
 
 

@@ -108,12 +108,6 @@ def release() -> None:
         _session.holds -= 1
 
 
-def in_use() -> int:
-    """How many holds there are."""
-    with _session.lock:
-        return _session.holds
-
-
 def generation() -> int:
     """A number that changes with every new connection: handles of an older one are worthless."""
     with _session.lock:

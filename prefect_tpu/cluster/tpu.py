@@ -1,4 +1,4 @@
-"""Ray's TPU tables and names: the only module that touches Ray's alpha TPU helpers."""
+"""Ray's TPU tables: the only module that touches Ray's alpha TPU helpers. The names are in `tpu_names`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from ray._private.accelerators.tpu import (
 )
 
 from prefect_tpu.core.topology import SliceShape, normalise_accelerator, normalise_topology, slice_shape
-
-CHIP_RESOURCE = "TPU"
-NODE_ID_LABEL = "ray.io/node-id"
-SLICE_NAME_LABEL = "ray.io/tpu-slice-name"
-TOPOLOGY_LABEL = "ray.io/tpu-topology"
-POD_TYPE_LABEL = "ray.io/tpu-pod-type"
-WORKER_ID_LABEL = "ray.io/tpu-worker-id"
-ACCELERATOR_TYPE_LABEL = "ray.io/accelerator-type"
 
 
 def topologies() -> Mapping[str, Collection[str]]:
@@ -44,13 +36,3 @@ def resolve_shape(accelerator_type: str, topology: str, chips_per_host: int | No
     chips = get_chips_per_host(plain, name) if chips_per_host is None else chips_per_host
     pod_type = infer_tpu_pod_type_from_topology(plain, name) or f"{name}-{plain}"
     return slice_shape(name, plain, table=table, chips_per_host=chips, pod_type=pod_type)
-
-
-def head_resource(pod_type: str) -> str:
-    """The resource that host 0 of a slice has, by which Ray programs claim whole slices."""
-    return f"TPU-{pod_type}-head"
-
-
-def accelerator_label(accelerator_type: str) -> str:
-    """Ray's name for an accelerator type: "TPU-V4"."""
-    return f"TPU-{accelerator_type.upper()}"

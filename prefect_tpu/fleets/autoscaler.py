@@ -11,10 +11,9 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.core.generated import autoscaler_pb2
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from prefect_tpu.cluster import session, tpu
+from prefect_tpu.cluster import gcs, session, tpu_names
 from prefect_tpu.core.topology import SliceShape
 
 log = logging.getLogger("prefect_tpu.leases")
@@ -82,7 +81,7 @@ class AutoscalerDemand:
             if self._group is None:
                 return ""
             seconds = time.monotonic() - self._asked_at
-            said = _said_by_autoscaler(self._group.id.hex())
+            said = gcs.said_by_autoscaler(self._group.id.hex())
             return (
                 f"Ray's autoscaler has been asked for {self._wanted} {self.shape.accelerator_type} "
                 f"{self.shape.topology} slices for {seconds:.0f} s{said}"
@@ -109,29 +108,8 @@ def bundles(shape: SliceShape) -> list[dict[str, float]]:
     All hosts, not only the head: on KubeRay Ray's autoscaler counts hosts and divides by those of a slice.
     """
     chips = float(shape.chips_per_host)
-    head = {tpu.CHIP_RESOURCE: chips, tpu.head_resource(shape.pod_type): 1.0}
-    return [head] + [{tpu.CHIP_RESOURCE: chips}] * (shape.hosts - 1)
-
-
-def _said_by_autoscaler(group_id: str) -> str:
-    """Only its second version says anything."""
-    try:
-        client: Any = ray._private.worker.global_worker.gcs_client
-        reply = autoscaler_pb2.GetClusterStatusReply.FromString(client.get_cluster_status())
-    except Exception as error:  # noqa: BLE001 - it only says more
-        log.debug("cannot ask Ray for its autoscaler's state: %s", error)
-        return ""
-    state = reply.autoscaling_state
-    text = ""
-    if any(group_id in one.details for one in state.infeasible_gang_resource_requests):
-        text += (
-            "; it cannot bring them up now: no worker group of the cluster is of this type, or the groups have reached "
-            "their maximum (`ray status` on the head)"
-        )
-    failed = max(state.failed_instance_requests, key=lambda one: one.failed_ts, default=None)
-    if failed is not None:
-        text += f"; its last start of {failed.ray_node_type_name} failed: {failed.reason}"
-    return text
+    head = {tpu_names.CHIP_RESOURCE: chips, tpu_names.head_resource(shape.pod_type): 1.0}
+    return [head] + [{tpu_names.CHIP_RESOURCE: chips}] * (shape.hosts - 1)
 
 
 __all__ = ["AutoscalerDemand"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -14,7 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import IO
 
+from prefect_tpu.cluster import exit_hooks, session
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.fleets.fleet import Say
 from prefect_tpu.fleets.local_environment import supervisor_environment
 from prefect_tpu.linux.programs import start_program
 
@@ -33,6 +34,28 @@ class _Joined:
 
 _lock = threading.Lock()
 _joined: _Joined | None = None
+
+
+def connect(address: str, *, namespace: str, joining: bool, say: Say | None) -> str:
+    """Connect this process to a Ray cluster, of which its machine is a part or becomes one.
+
+    Args:
+        address: "auto" or "host:port".
+        namespace: Ray's, for named actors.
+        joining: have this machine join it first.
+        say: told when something has to be done.
+
+    Returns:
+        The cluster's "host:port".
+
+    Raises:
+        ConfigurationError: not reachable, connected elsewhere, or this machine cannot join it.
+    """
+    if say is not None and session.address() is None:
+        say(f"connecting to Ray at {address}" + (", joining it first" if joining else ""))
+    if joining and session.address() != address:
+        join(session.resolve_address(address))
+    return session.connect(address, namespace=namespace)
 
 
 def join(address: str) -> None:
@@ -63,8 +86,7 @@ def join(address: str) -> None:
                     "the head and be reached by the hosts, with the cluster's Ray and Python versions. It said: "
                     + _tail(log)
                 )
-        if _joined is None:
-            atexit.register(leave)
+        exit_hooks.at_exit("joined node", leave)
         _joined = _Joined(address, process)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from prefect_tpu.cluster import exit_hooks
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
@@ -179,19 +179,20 @@ class _Registry:
     """The local fleets of this process, by configuration."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked process: those of the first one are not its own."""
         self._lock = threading.Lock()
         self._starting: dict[LocalFleet, threading.Lock] = {}
         self._running: dict[LocalFleet, _Running] = {}
-        self._pid = os.getpid()
 
     def get(self, fleet: LocalFleet) -> _Running | None:
-        self._forget_in_fork()
         with self._lock:
             running = self._running.get(fleet)
         return running if running is not None and running.supervisor.alive else None
 
     def start(self, fleet: LocalFleet, say: Say | None) -> _Running:
-        self._forget_in_fork()
         with self._lock:
             turn = self._starting.setdefault(fleet, threading.Lock())
         with turn:
@@ -204,10 +205,7 @@ class _Registry:
                 log.warning("%s has ended unexpectedly (its supervisor is gone); starting it again", fleet.describe())
             running = self._start(fleet, say)
             with self._lock:
-                if not self._running:
-                    # Registered after Ray's own hook, so it runs before: Ray must be shut down before its head.
-                    atexit.unregister(self.close_all)
-                    atexit.register(self.close_all)
+                exit_hooks.at_exit("local fleets", self.close_all)
                 self._running[fleet] = running
             return running
 
@@ -231,7 +229,6 @@ class _Registry:
         return _Running(supervisor, answer["address"])
 
     def close(self, fleet: LocalFleet) -> None:
-        self._forget_in_fork()
         with self._lock:
             running = self._running.pop(fleet, None)
         if running is None:
@@ -243,16 +240,12 @@ class _Registry:
         running.supervisor.stop()
 
     def close_all(self) -> None:
-        self._forget_in_fork()
         for fleet in list(self._running):
             self.close(fleet)
 
-    def _forget_in_fork(self) -> None:
-        if self._pid != os.getpid():
-            self.__init__()  # type: ignore[misc]
-
 
 _registry = _Registry()
+os.register_at_fork(after_in_child=_registry.forget)
 
 
 def configuration(fleet: LocalFleet) -> dict[str, Any]:

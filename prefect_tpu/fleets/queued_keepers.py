@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import ipaddress
 import json
 import logging
 import os
@@ -15,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from prefect_tpu.cluster import gcs, inventory, session
+from prefect_tpu.cluster import exit_hooks, gcs, inventory, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets import join
-from prefect_tpu.fleets.signs_of_life import SignsOfLife, _answers
+from prefect_tpu.fleets.signs_of_life import SignsOfLife
+from prefect_tpu.linux import probe
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.janitor import Janitor
@@ -35,7 +34,6 @@ log = logging.getLogger("prefect_tpu.provision")
 INSTALL = "pip install 'prefect-tpu[gcp]'"
 JANITOR_SECONDS = 600.0
 """How long a killed process's slices are tried to be deleted, at least."""
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(slots=True, eq=False)
@@ -50,20 +48,14 @@ class _Kept:
 
 _lock = threading.Lock()
 _kept: dict[QueuedResourceFleet, _Kept] = {}
-_pid = os.getpid()
 
 
 def connect(fleet: QueuedResourceFleet, say: Say | None) -> None:
     """Make the fleet's Ray cluster this process's; make its keeper, which asks for nothing yet."""
-    _forget_in_fork()
     with _lock:
         kept = _kept.get(fleet)
     fresh = None if kept is not None else cloud(fleet)  # first what can be wrong without anybody's help
-    if say is not None and session.address() is None:
-        say(f"connecting to Ray at {fleet.ray_address}" + (", joining it first" if fleet.join else ""))
-    if fleet.join and session.address() != fleet.ray_address:
-        join.join(session.resolve_address(fleet.ray_address))
-    address = session.connect(fleet.ray_address, namespace=fleet.namespace)
+    address = join.connect(fleet.ray_address, namespace=fleet.namespace, joining=fleet.join, say=say)
     with _lock:
         kept = _kept.get(fleet)
         if kept is not None:
@@ -72,10 +64,7 @@ def connect(fleet: QueuedResourceFleet, say: Say | None) -> None:
             return
         assert fresh is not None
         made = _Kept(_keeper(fleet, fresh), address, SignsOfLife(address))
-        if not _kept:
-            # Registered after Ray's own hook, so it runs before: Ray must not be asked while it shuts down.
-            atexit.unregister(close_all)
-            atexit.register(close_all)
+        exit_hooks.at_exit("queued resources", close_all)
         _kept[fleet] = made
 
 
@@ -134,8 +123,8 @@ def check_reachable(fleet: QueuedResourceFleet, address: str) -> None:
         ConfigurationError: only this machine can.
     """
     host = address.rpartition(":")[0]
-    api_is_here = fleet.endpoint is not None and fleet.endpoint.rpartition(":")[0] in LOOPBACK
-    if _is_loopback(host) and not api_is_here:
+    api_is_here = fleet.endpoint is not None and probe.is_loopback(fleet.endpoint.rpartition(":")[0])
+    if probe.is_loopback(host) and not api_is_here:
         raise ConfigurationError(
             f"Ray's head is at {address}, which TPU VMs cannot reach. Start it with `ray start --head "
             "--node-ip-address=ADDRESS` at an address of the TPU VMs' network, and give that as ray_address"
@@ -144,7 +133,6 @@ def check_reachable(fleet: QueuedResourceFleet, address: str) -> None:
 
 def close(fleet: QueuedResourceFleet) -> None:
     """Delete everything of this fleet that is ours. Does nothing if it was not connected."""
-    _forget_in_fork()
     with _lock:
         kept = _kept.pop(fleet, None)
     if kept is None:
@@ -156,7 +144,6 @@ def close(fleet: QueuedResourceFleet) -> None:
 
 def close_all() -> None:
     """Of all fleets, at the same time."""
-    _forget_in_fork()
     threads = [threading.Thread(target=close, args=(fleet,), name="prefect-tpu-close") for fleet in list(_kept)]
     for thread in threads[1:]:
         thread.start()
@@ -242,7 +229,7 @@ def _keeper(fleet: QueuedResourceFleet, api: QueuedResources) -> Keeper:
 
 def slices_in_use(address: str) -> dict[str, bool] | None:
     """Slices that are whole in Ray, and whether each has chips reserved; None if Ray does not answer."""
-    if not _answers(address):  # Ray itself tries for long
+    if not gcs.answers(address):  # Ray itself tries for long
         return None
     try:
         found = inventory.summary_at(address)
@@ -267,7 +254,6 @@ def retire(names: Sequence[str]) -> None:
 
 
 def _of(fleet: QueuedResourceFleet) -> _Kept:
-    _forget_in_fork()
     with _lock:
         kept = _kept.get(fleet)
     if kept is None:
@@ -275,15 +261,11 @@ def _of(fleet: QueuedResourceFleet) -> _Kept:
     return kept
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _forget() -> None:
+    """In a forked process: what the first one keeps is not its own."""
+    global _lock
+    _lock = threading.Lock()
+    _kept.clear()
 
 
-def _forget_in_fork() -> None:
-    global _pid, _lock
-    if _pid != os.getpid():
-        _pid, _lock = os.getpid(), threading.Lock()
-        _kept.clear()
+os.register_at_fork(after_in_child=_forget)

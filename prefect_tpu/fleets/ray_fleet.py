@@ -56,14 +56,10 @@ class RayFleet:
             ConfigurationError: not reachable, connected elsewhere, or (unless it is autoscaled) no host of it has TPU
                 chips.
         """
-        from prefect_tpu.cluster import inventory, session
+        from prefect_tpu.cluster import inventory
         from prefect_tpu.fleets import join
 
-        if say is not None and session.address() is None:
-            say(f"connecting to Ray at {self.address}" + (", joining it first" if self.join else ""))
-        if self.join and session.address() != self.address:
-            join.join(session.resolve_address(self.address))
-        target = session.connect(self.address, namespace=self.namespace)
+        target = join.connect(self.address, namespace=self.namespace, joining=self.join, say=say)
         problem = None if self.autoscaled else inventory.no_slices_message(target)
         if problem:
             raise ConfigurationError(problem)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Notice
-from prefect_tpu.host.metadata_request import PROBLEMS, Answer, MetadataRequest, RefusedError
+from prefect_tpu.host.metadata_request import PROBLEMS, Answer, MetadataRequest, StatusError
 
 log = logging.getLogger("prefect_tpu.host")
 
@@ -167,8 +167,8 @@ class MetadataWatcher:
             except PROBLEMS as error:
                 if self._stopping.is_set():
                     return
-                missing = isinstance(error, RefusedError) and error.status == HTTPStatus.NOT_FOUND
-                self._present = self._present or (isinstance(error, RefusedError) and not missing)
+                missing = isinstance(error, StatusError) and error.status == HTTPStatus.NOT_FOUND
+                self._present = self._present or (isinstance(error, StatusError) and not missing)
                 if value is not None or (self._present and not missing):
                     self._tell_failing(key, error)
                 elif time.monotonic() - started >= self._absent_after_seconds:

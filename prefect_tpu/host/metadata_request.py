@@ -23,7 +23,7 @@ class NotMetadataServerError(Exception):
     """Something answers at the address that is no metadata server."""
 
 
-class RefusedError(Exception):
+class StatusError(Exception):
     """The metadata server answered, but not with the value.
 
     Attributes:
@@ -35,7 +35,7 @@ class RefusedError(Exception):
         self.status = status
 
 
-PROBLEMS = (OSError, http.client.HTTPException, ValueError, NotMetadataServerError, RefusedError)
+PROBLEMS = (OSError, http.client.HTTPException, ValueError, NotMetadataServerError, StatusError)
 """All that `MetadataRequest.send` raises. ValueError: a name that cannot be one of a host."""
 
 
@@ -67,7 +67,7 @@ class MetadataRequest:
 
         Raises:
             NotMetadataServerError: the answer is not marked as a metadata server's.
-            RefusedError: HTTP status other than 200.
+            StatusError: HTTP status other than 200.
             OSError: nobody there, no answer in time, or cut off.
             http.client.HTTPException: not HTTP, or too long, or ended early.
         """
@@ -127,7 +127,7 @@ def _read(response: http.client.HTTPResponse) -> Answer:
     if response.getheader(FLAVOR[0]) != FLAVOR[1]:
         raise NotMetadataServerError(f"HTTP status {response.status} without the header {': '.join(FLAVOR)}")
     if response.status != HTTPStatus.OK:
-        raise RefusedError(response.status)
+        raise StatusError(response.status)
     body = response.read(MAX_BODY_BYTES + 1)
     if response.length or len(body) > MAX_BODY_BYTES:  # `length` is what is missing of the announced length
         raise http.client.HTTPException(f"the answer ended early or is longer than {MAX_BODY_BYTES} bytes")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from prefect_tpu.cluster import session
+from prefect_tpu.cluster import session, tpu_names
 from prefect_tpu.core.gang import Gang, Slice, numeric_key, order_slices
 from prefect_tpu.core.topology import SliceShape
-
-if TYPE_CHECKING:
-    from prefect_tpu.leases.queue import LeaseQueue
 
 log = logging.getLogger("prefect_tpu.leases")
 
@@ -51,13 +48,20 @@ class Lease:
 
 @dataclass(slots=True)
 class GangLease:
-    """The leases of all slices of a gang."""
+    """The leases of all slices of a gang.
+
+    Attributes:
+        leases: one for each slice, in numeric order of their names at first.
+        generation: of the connection that they belong to.
+        look_again: called when slices were given back: somebody may wait for them.
+        keep: takes leases for the next gang, until that time of the monotonic clock.
+    """
 
     leases: list[Lease]
     generation: int
-    queue: LeaseQueue
-    _released: bool = field(default=False)
-
+    look_again: Callable[[], None]
+    keep: Callable[[list[Lease], float], None]
+    _released: bool = False
     _missing: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -79,7 +83,7 @@ class GangLease:
             if lease.slice.name in slice_names and index not in self._missing:
                 lease.release()
                 self._missing.append(index)
-        self.queue.look_again()
+        self.look_again()
 
     def fill(self, other: GangLease) -> None:
         """Take over the slices of another lease, in the places of those that were dropped, as far as they go."""
@@ -99,7 +103,7 @@ class GangLease:
         kept = [lease for index, lease in enumerate(self.leases) if index not in self._missing]
         self.leases, self._missing = kept[:num_slices], []
         release_all(kept[num_slices:])
-        self.queue.look_again()
+        self.look_again()
 
     def _hand_on(self) -> None:
         """Its slices are another lease's now."""
@@ -114,7 +118,7 @@ class GangLease:
         for lease in self.leases:
             lease.release()
         session.release()
-        self.queue.look_again()
+        self.look_again()
 
     def hand_over(self, linger_seconds: float) -> None:
         """Leave the slices to the next gang of this process; if none takes them, they are given back.
@@ -132,22 +136,22 @@ class GangLease:
         elif not self._released:
             self._released = True
             session.release()
-            self.queue.keep(self.leases, now + linger_seconds)
+            self.keep(self.leases, now + linger_seconds)
 
 
 def reserve(one: Slice, shape: SliceShape, extra: Extra) -> Lease:
     """Ask Ray for the chips of every host of a slice, and what else is wanted there; does not wait for them."""
     # The head resource goes with host 0, so that programs which claim slices by it stay away.
     bundles = [
-        {"TPU": float(host.chips)}
-        | ({f"TPU-{shape.pod_type}-head": 1.0} if host.has_head_resource else {})
+        {tpu_names.CHIP_RESOURCE: float(host.chips)}
+        | ({tpu_names.head_resource(shape.pod_type): 1.0} if host.has_head_resource else {})
         | dict(extra)
         for host in one.hosts
     ]
     group = placement_group(
         bundles,
         strategy="STRICT_SPREAD" if len(bundles) > 1 else "PACK",
-        bundle_label_selector=[{"ray.io/node-id": host.node_id} for host in one.hosts],
+        bundle_label_selector=[{tpu_names.NODE_ID_LABEL: host.node_id} for host in one.hosts],
     )
     return Lease(one, group, session.generation(), time.monotonic(), extra)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import random
 import threading
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from prefect_tpu.cluster import inventory, session
+from prefect_tpu.cluster import exit_hooks, inventory, session
 from prefect_tpu.core.errors import GangCancelledError, SliceUnavailableError
 from prefect_tpu.core.gang import numeric_key
 from prefect_tpu.core.topology import SliceShape
@@ -67,8 +66,7 @@ class LeaseQueue:
         """Leases for the next gang that wants them; given back at `until` (of the monotonic clock)."""
         with self._changed:
             if self._keeper is None:
-                # Later than Ray's own, so before it: Ray must not be called while it shuts down.
-                atexit.register(self.close)
+                exit_hooks.at_exit("leases", self.close)
                 self._keeper = threading.Thread(target=self._give_back_when_due, name="prefect-tpu-leases", daemon=True)
                 self._keeper.start()
             if not self._closed:
@@ -151,7 +149,7 @@ class LeaseQueue:
             demand.waiting(num_slices)
         try:
             leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds, demand, fewer)
-            return GangLease(leases, session.generation(), self)
+            return GangLease(leases, session.generation(), self.look_again, self.keep)
         except BaseException:
             session.release()
             raise

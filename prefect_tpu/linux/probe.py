@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import selectors
 import socket
 import time
@@ -11,6 +12,14 @@ from collections.abc import Iterable
 
 PROBE_TIMEOUT_SECONDS = 0.5
 """For all hosts together; a host in the same network answers within milliseconds."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is a name or an address that each machine has for itself; "[::1]" may have its brackets."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def unreachable(endpoints: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.gang import Member
 from prefect_tpu.core.messages import LogLine, LogRecord, Progress
 from prefect_tpu.core.rate import RateLimit
 
@@ -72,12 +72,6 @@ class RunLog:
                 "[%s] %d log lines dropped: more than %s lets through. Log less, or raise PREFECT_INTEGRATIONS_TPU_%s.",
                 who, lines, setting, setting.upper(),
             )  # fmt: skip
-
-    def started(self, number: int, gang: Gang) -> None:
-        """Said by `say` already."""
-
-    def entered(self, member: Member) -> None:
-        """Not worth a line."""
 
     def progress(self, member: Member, report: Progress) -> None:
         """Progress of process 0, now and then; every host reports much the same."""

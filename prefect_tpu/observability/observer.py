@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.messages import LogLine, LogRecord, Progress
+from prefect_tpu.core.messages import Progress
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.observability import artifacts, states
 from prefect_tpu.observability.artifacts import RunArtifacts
@@ -38,6 +38,7 @@ class RunObserver:
     def __init__(self, run_log: RunLog, task_name: str, task_run: TaskRun, *, slice_bars: bool) -> None:
         """`slice_bars`: a nested task run for each slice of each attempt, which gets the logs of its hosts."""
         self._log = run_log
+        self.log, self.dropped, self.say, self.flush = run_log.log, run_log.dropped, run_log.say, run_log.flush
         self._artifacts = RunArtifacts(task_name, task_run.id, task_run.flow_run_id)
         self._events = GangEvents(task_run.id, task_run.name, task_run.flow_run_id)
         self._bars = SliceBars(task_run) if slice_bars else None
@@ -48,18 +49,6 @@ class RunObserver:
         self._said_ended = True
 
     # -- while an attempt runs
-
-    def log(self, member: Member, entry: LogLine | LogRecord, *, collateral: bool) -> None:
-        """One line of a host."""
-        self._log.log(member, entry, collateral=collateral)
-
-    def dropped(self, member: Member, lines: int) -> None:
-        """Lines that did not leave the host."""
-        self._log.dropped(member, lines)
-
-    def say(self, text: str) -> None:
-        """Something about the gang as a whole."""
-        self._log.say(text)
 
     def waiting(self, number: int, text: str) -> None:
         """An attempt has no slices yet, and why."""
@@ -83,10 +72,6 @@ class RunObserver:
         self._log.progress(member, report)
         if member.process_id == 0:
             self._try(lambda: self._progress.progress(report))
-
-    def flush(self) -> None:
-        """The attempt is over."""
-        self._log.flush()
 
     # -- between attempts
 

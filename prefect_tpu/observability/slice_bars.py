@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from prefect.client.schemas.objects import State, StateType, TaskRun, TaskRunResult
 
+from prefect_tpu import prefect_api
 from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.report import AttemptReport
@@ -68,7 +69,7 @@ class SliceBars:
             task_key=f"prefect_tpu.slice.{self._parent.task_key}",
             dynamic_key=f"{self._parent.id}-{number}-{slice_name}",
             tags=["tpu-slice"],
-            task_inputs={"__parents__": [TaskRunResult(id=self._parent.id)]},
+            task_inputs={prefect_api.PARENTS: [TaskRunResult(id=self._parent.id)]},
             state=state,
             run_count=1,
             expected_start_time=began,

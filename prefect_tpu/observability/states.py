@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 
+from prefect_tpu import prefect_api
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun
 
@@ -41,26 +43,22 @@ def emit(task_run: TaskRun, name: str, message: str) -> None:
 
 
 def _emit_state(task_run: TaskRun, name: str, message: str) -> None:
-    from prefect.utilities.engine import emit_task_run_state_change_event
-
     state: State[None] = State(type=StateType.SCHEDULED, name=name, message=message)
     state.state_details.task_run_id = task_run.id
     state.state_details.flow_run_id = task_run.flow_run_id
     copy = task_run.model_copy(
         update={"state": state, "state_id": state.id, "state_type": state.type, "state_name": state.name}
     )
-    emit_task_run_state_change_event(task_run=copy, initial_state=task_run.state, validated_state=state)
+    prefect_api.emit_state_change(copy, task_run.state, state)
 
 
 def emit_transition(task_run: TaskRun, before: State[Any] | None, after: State[Any]) -> None:
     """Tell Prefect of a task run that no engine looks after; best effort, never raises."""
     global _complained
     try:
-        from prefect.utilities.engine import emit_task_run_state_change_event
-
         after.state_details.task_run_id = task_run.id
         after.state_details.flow_run_id = task_run.flow_run_id
-        emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=after)
+        prefect_api.emit_state_change(task_run, before, after)
     except Exception as error:  # noqa: BLE001 - observability must never fail a run
         log.log(logging.DEBUG if _complained else logging.WARNING, "no bar on Prefect's timeline: %r", error)
         _complained = True
@@ -74,9 +72,7 @@ def flush(timeout_seconds: float) -> None:
 
     def wait() -> None:
         try:
-            from prefect.events.worker import EventsWorker
-
-            EventsWorker.instance().wait_until_empty()
+            prefect_api.wait_for_events()
         except Exception as error:  # noqa: BLE001 - observability must never fail a run
             log.debug("cannot wait for Prefect's events: %r", error)
 

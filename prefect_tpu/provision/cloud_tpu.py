@@ -23,6 +23,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode, insecure_channel
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.linux import probe
 from prefect_tpu.provision.owner import FLEET_LABEL, KIND_LABEL, OWNER_LABEL
 from prefect_tpu.provision.plan import Resource
 from prefect_tpu.provision.problems import Cause, CloudError, Problem, cause_of, explain
@@ -35,7 +36,6 @@ RETRY_MULTIPLIER = 1.6
 PAGE_SIZE = 100
 CLOUD_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 """What the TPU VMs' service account may do is said by its roles."""
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TYPES = {
     "v2": tpu_v2.AcceleratorConfig.Type.V2,
     "v3": tpu_v2.AcceleratorConfig.Type.V3,
@@ -75,7 +75,7 @@ class QueuedResources:
     _client: Any = None
 
     def __post_init__(self) -> None:
-        if self.endpoint and self.endpoint.rpartition(":")[0] in LOOPBACK:
+        if self.endpoint and probe.is_loopback(self.endpoint.rpartition(":")[0]):
             self._client = tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=insecure_channel(self.endpoint)))
             return
         options = ClientOptions(api_endpoint=self.endpoint or None)

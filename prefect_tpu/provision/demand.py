@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from prefect_tpu.core.errors import ProvisioningError
 from prefect_tpu.provision.request import SliceRequest
 
-if TYPE_CHECKING:
-    from prefect_tpu.provision.keeper import Keeper
+
+class Provider(Protocol):
+    """Who brings up what is wanted, as `keeper.Keeper` does."""
+
+    def hopeless(self, wants: SliceDemand) -> str:
+        """Why they will not come, "" as long as they may."""
+
+    def describe(self, wants: SliceDemand) -> str:
+        """How far it is."""
+
+    def withdraw(self, wants: SliceDemand) -> None:
+        """They are not wanted any more."""
 
 
 @dataclass(slots=True, eq=False)
 class SliceDemand:
-    """What one gang wants. A `cluster.fleet.Demand`."""
+    """What one gang wants. A `fleets.fleet.Demand`."""
 
     asked: SliceRequest
     count: int
-    keeper: Keeper
+    provider: Provider
     _withdrawn: bool = False
 
     def waiting(self, num_slices: int) -> None:
@@ -26,16 +36,16 @@ class SliceDemand:
 
     def check(self) -> None:
         """Raise a ProvisioningError once it is known that they will not come."""
-        why = self.keeper.hopeless(self)
+        why = self.provider.hopeless(self)
         if why:
             raise ProvisioningError(f"no {self.count} slices of {self.asked.kind}: {why}")
 
     def describe(self) -> str:
         """How far it is."""
-        return self.keeper.describe(self)
+        return self.provider.describe(self)
 
     def withdraw(self) -> None:
         """They are not wanted any more."""
         if not self._withdrawn:
             self._withdrawn = True
-            self.keeper.withdraw(self)
+            self.provider.withdraw(self)

@@ -11,7 +11,7 @@ from prefect_tpu.provision.request import SliceRequest
 
 
 class Cloud(Protocol):
-    """Queued resources, as `queued.QueuedResources` has them. Calls raise CloudError."""
+    """Queued resources, as `cloud_tpu.QueuedResources` has them. Calls raise CloudError."""
 
     def list(self, zone: str, fleet: str) -> list[Resource]:
         """All of this fleet."""

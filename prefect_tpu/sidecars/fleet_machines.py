@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_tpu.cluster.start_node import KeeperPlan
+from prefect_tpu.cluster.start_node import MAX_STARTS, NodePlan
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.linux import processes
 from prefect_tpu.sidecars import fleet_marks, simulated_host
@@ -26,13 +26,11 @@ from prefect_tpu.sidecars.simulated_identity import (
 )
 
 DRAIN_ANSWER_SECONDS = 10.0
-MAX_STARTS = 3
-"""Of one host: Ray gives a raylet 30 s to register, which on a busy machine can be too little."""
 STARTS_PER_CORE = 4
 """Hosts that start at the same time: most of a raylet's start is waiting."""
 
 
-class RefusedError(Exception):
+class CommandRefusedError(Exception):
     """The command cannot be done; the text is for the user."""
 
 
@@ -103,7 +101,7 @@ class Machines:
         number, self._added = self._added, self._added + 1
         name = f"slice-{number}" if name is None else str(name)
         if name in self.slices:
-            raise RefusedError(f"there is a slice {name!r} in this fleet already")
+            raise CommandRefusedError(f"there is a slice {name!r} in this fleet already")
         self.slices[name] = [
             HostState(name, index, state="starting", short_name=f"{number}-{index}")
             for index in range(self.shape.hosts)
@@ -122,14 +120,14 @@ class Machines:
         name, _, index = str(target).partition("/")
         known = ", ".join(self.slices) or "none"
         if name not in self.slices:
-            raise RefusedError(f"there is no slice {name!r} in this fleet; it has: {known}")
+            raise CommandRefusedError(f"there is no slice {name!r} in this fleet; it has: {known}")
         hosts = self.slices[name]
         if not index:
             return hosts
         if whole:
-            raise RefusedError(f"this is done to a whole slice: {name!r}, not {target!r}")
+            raise CommandRefusedError(f"this is done to a whole slice: {name!r}, not {target!r}")
         if not index.isdigit() or int(index) >= len(hosts):
-            raise RefusedError(f"{name} has hosts 0 to {len(hosts) - 1}, not {index!r}")
+            raise CommandRefusedError(f"{name} has hosts 0 to {len(hosts) - 1}, not {index!r}")
         return [hosts[int(index)]]
 
     def preempt(self, target: object) -> int:
@@ -143,10 +141,10 @@ class Machines:
         """Give a slice notice; how many of its hosts got it."""
         hosts = self.find(target, whole=True)
         if any(host.state == "starting" for host in hosts):
-            raise RefusedError(f"{hosts[0].slice_name} is still starting")
+            raise CommandRefusedError(f"{hosts[0].slice_name} is still starting")
         up = [host for host in hosts if host.state == "up"]
         if not up:
-            raise RefusedError(f"{hosts[0].slice_name} has no host that is up and not draining yet")
+            raise CommandRefusedError(f"{hosts[0].slice_name} has no host that is up and not draining yet")
         for host in up:
             assert host.channel is not None
             host.channel.sendall(json.dumps({"drain_seconds": seconds}).encode())
@@ -161,7 +159,7 @@ class Machines:
             host.channel.settimeout(None)
             failed = json.loads(answer.splitlines()[0]).get("failed") if answer else "the host is gone"
             if failed:
-                raise RefusedError(f"{host.name} could not be drained: {failed}")
+                raise CommandRefusedError(f"{host.name} could not be drained: {failed}")
         for host in up:
             host.state, host.deadline = "draining", deadline
         self.say(f"{hosts[0].slice_name} drains: preemption in {seconds:g} s")
@@ -244,9 +242,9 @@ class Machines:
     def _mark(self, host: HostState) -> str:
         return fleet_marks.fleet_mark(self.directory) + host.name
 
-    def _plan(self, host: HostState) -> KeeperPlan:
+    def _plan(self, host: HostState) -> NodePlan:
         if host is self.head:
-            return KeeperPlan(
+            return NodePlan(
                 name="head",
                 directory=os.path.join(self.directory, "head"),
                 gcs_address=None,
@@ -260,7 +258,7 @@ class Machines:
         where = (self.shape, host.slice_name, host.index)
         # A host that comes back is a new machine: its files must not meet those of the old one.
         directory = tempfile.mkdtemp(prefix=f"{host.short_name}-", dir=self.directory)
-        return KeeperPlan(
+        return NodePlan(
             name=host.name,
             directory=directory,
             gcs_address=self.address,

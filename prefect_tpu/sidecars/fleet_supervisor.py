@@ -20,10 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_tpu.cluster.start_node import import_ray
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.linux import processes
 from prefect_tpu.sidecars.fleet_janitor import Janitor
-from prefect_tpu.sidecars.fleet_machines import HeadLostError, HostState, Machines, RefusedError
+from prefect_tpu.sidecars.fleet_machines import CommandRefusedError, HeadLostError, HostState, Machines
 
 TICK_SECONDS = 0.5
 SHORT_DIRECTORY = "/tmp"  # noqa: S108 - sockets' names end at 107 characters; mkdtemp makes it private
@@ -147,8 +148,8 @@ class Supervisor:
                 client.send({"id": number, "ok": True, "value": None})
                 raise Stop
             else:
-                raise RefusedError(f"unknown command {do!r}")
-        except RefusedError as refused:
+                raise CommandRefusedError(f"unknown command {do!r}")
+        except CommandRefusedError as refused:
             client.send({"id": number, "ok": False, "error": str(refused), "refused": True})
         except (KeyError, TypeError, ValueError) as error:
             client.send({"id": number, "ok": False, "error": f"bad request {request!r}: {error!r}"})
@@ -221,7 +222,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    import ray._private.node  # noqa: F401 - imported once here, for all keepers to be forked with it
+    import_ray()  # after the janitor's fork, and once for all hosts that are forked from here
 
     machines = Machines(
         shape=SliceShape(**config["shape"]),

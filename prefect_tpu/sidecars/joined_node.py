@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import signal
 import sys
-from typing import Any
 
-CHECK_SECONDS = 0.5
-MAX_STARTS = 3
-"""Ray gives a raylet 30 s to register, which on a busy machine can be too little."""
+from prefect_tpu.cluster.start_node import MAX_STARTS, NodePlan, RayNode, start_node
 
 
 def main(gcs_address: str, directory: str, store_bytes: int) -> int:
     """Start the node, say so, and stay until the pipe closes."""
-    from prefect_tpu.cluster.start_node import KeeperPlan
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides
-    plan = KeeperPlan(
+    plan = NodePlan(
         name=f"prefect-tpu-driver-{os.getppid()}",
         directory=directory,
         gcs_address=gcs_address,
@@ -34,25 +28,19 @@ def main(gcs_address: str, directory: str, store_bytes: int) -> int:
         labels={},
         environment={},
     )
-    node: Any = None
+    node: RayNode | None = None
     try:
         node = _start(plan)
         print(json.dumps({"node_id": node.node_id}), flush=True)
-        raylet = node.all_processes["raylet"][0].process
-        while raylet.poll() is None:
-            readable, _, _ = select.select([sys.stdin], [], [], CHECK_SECONDS)
-            if readable and not os.read(sys.stdin.fileno(), 1):
-                return 0
-        return 1
+        pipe = sys.stdin.fileno()
+        return 0 if node.watch(pipe, lambda: bool(os.read(pipe, 1))) else 1
     finally:
         if node is not None:
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            node.kill()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(plan: Any) -> Any:
-    from prefect_tpu.cluster.start_node import start_node
-
+def _start(plan: NodePlan) -> RayNode:
     for number in range(1, MAX_STARTS + 1):
         try:
             return start_node(plan)

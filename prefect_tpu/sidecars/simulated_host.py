@@ -9,22 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
-import time
 import traceback
 from typing import Any
 
-from prefect_tpu.cluster.start_node import KeeperPlan, start_node
+from prefect_tpu.cluster.start_node import NodePlan, RayNode, start_node
 from prefect_tpu.linux.processes import die_with_parent
 
-RAYLET_CHECK_SECONDS = 0.5
-DRAIN_REASON_PREEMPTION = 2
-"""`DRAIN_NODE_REASON_PREEMPTION` of Ray's autoscaler.proto."""
 
-
-def run(plan: KeeperPlan, channel: socket.socket, supervisor: int) -> None:
+def run(plan: NodePlan, channel: socket.socket, supervisor: int) -> None:
     """Be the keeper of one host, in a freshly forked process. Does not return."""
     code = 1
     try:
@@ -46,32 +40,19 @@ def run(plan: KeeperPlan, channel: socket.socket, supervisor: int) -> None:
         os._exit(code)
 
 
-def _serve(node: Any, channel: socket.socket) -> None:
-    raylet = node.all_processes["raylet"][0].process
-    while True:
-        readable, _, _ = select.select([channel], [], [], RAYLET_CHECK_SECONDS)
-        if raylet.poll() is not None:
-            return
-        if not readable:
-            continue
+def _serve(node: RayNode, channel: socket.socket) -> None:
+    def hear() -> bool:
         line = channel.recv(65536)
         if not line:
-            return
-        request = json.loads(line)
+            return False
         try:
-            _send(channel, {"drained": _drain(node, request["drain_seconds"])})
+            node.drain(json.loads(line)["drain_seconds"], "simulated preemption notice")
+            _send(channel, {"drained": True})
         except Exception as error:  # noqa: BLE001 - told to the supervisor
             _send(channel, {"failed": f"{type(error).__name__}: {error}"})
+        return True
 
-
-def _drain(node: Any, seconds: float) -> bool:
-    deadline_ms = int((time.time() + seconds) * 1000)
-    accepted, reason = node.get_gcs_client().drain_node(
-        node.node_id, DRAIN_REASON_PREEMPTION, "simulated preemption notice", deadline_ms
-    )
-    if not accepted:
-        raise RuntimeError(f"Ray refused the drain: {reason}")
-    return True
+    node.watch(channel.fileno(), hear)
 
 
 def _send(channel: socket.socket, message: dict[str, Any]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from prefect_tpu.cluster import tpu_names
 from prefect_tpu.core.topology import SliceShape
 
 MARK_VARIABLE = "PREFECT_TPU_FLEET_HOST"
 """Tells which simulated host a process belongs to, so that a preemption finds every one of them."""
 SIMULATED_VARIABLE = "PREFECT_TPU_SIMULATED"
-
-
 XLA_THREADS_PER_CHIP = 4
 """Of a simulated host's XLA thread pool; its default is the larger of cores and devices."""
 
@@ -47,21 +46,21 @@ def host_environment(shape: SliceShape, slice_name: str, worker_id: int) -> dict
 def host_resources(shape: SliceShape, slice_name: str, worker_id: int) -> dict[str, float]:
     """Ray resources of a host, as Ray itself gives them to a real one."""
     resources = {
-        "TPU": float(shape.chips_per_host),
+        tpu_names.CHIP_RESOURCE: float(shape.chips_per_host),
         slice_name: 1.0,
-        f"accelerator_type:TPU-{shape.accelerator_type.upper()}": 1.0,
+        tpu_names.accelerator_resource(shape.accelerator_type): 1.0,
     }
     if worker_id == 0:
-        resources[f"TPU-{shape.pod_type}-head"] = 1.0
+        resources[tpu_names.head_resource(shape.pod_type)] = 1.0
     return resources
 
 
 def host_labels(shape: SliceShape, slice_name: str, worker_id: int) -> dict[str, str]:
     """Ray labels of a host, as Ray itself gives them to a real one."""
     return {
-        "ray.io/tpu-slice-name": slice_name,
-        "ray.io/tpu-worker-id": str(worker_id),
-        "ray.io/tpu-pod-type": shape.pod_type,
-        "ray.io/tpu-topology": shape.topology,
-        "ray.io/accelerator-type": f"TPU-{shape.accelerator_type.upper()}",
+        tpu_names.SLICE_NAME_LABEL: slice_name,
+        tpu_names.WORKER_ID_LABEL: str(worker_id),
+        tpu_names.POD_TYPE_LABEL: shape.pod_type,
+        tpu_names.TOPOLOGY_LABEL: shape.topology,
+        tpu_names.ACCELERATOR_TYPE_LABEL: tpu_names.accelerator(shape.accelerator_type),
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from prefect.task_engine import TaskRunTimeoutError
-
 from prefect_tpu.core.errors import (
     AttemptError,
     ConfigurationError,
@@ -17,6 +15,7 @@ from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.stages import STAGES
+from prefect_tpu.prefect_api import TaskRunTimeoutError
 
 _ERRORS: dict[str, type[AttemptError]] = {
     one.__name__: one for one in (AttemptError, GangTimeoutError, HostLostError, HostProcessError, SlicePreemptedError)

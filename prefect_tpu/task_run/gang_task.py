@@ -13,6 +13,7 @@ from prefect.tasks import MaterializingTask, Task, TaskOptions
 from prefect.utilities.callables import get_call_parameters
 from typing_extensions import Unpack
 
+from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.task_run.cache import with_gang_shape
 from prefect_tpu.task_run.entry import wrap
@@ -23,16 +24,6 @@ from prefect_tpu.task_run.threads import threads_for
 P = ParamSpec("P")
 R = TypeVar("R")
 RunnerOrClass = ConfiguredRunner | type[ConfiguredRunner]
-_OPTION_ATTRIBUTES = {
-    "on_completion": "on_completion_hooks",
-    "on_failure": "on_failure_hooks",
-    "on_running": "on_running_hooks",
-    "on_rollback": "on_rollback_hooks",
-    "on_commit": "on_commit_hooks",
-    "persist_result": "_user_persist_result",
-    "cache_policy": "_user_cache_policy",
-}
-"""Where a Prefect task keeps an option that is not kept under its own name."""
 
 
 class GangTask(Task[P, R]):
@@ -60,8 +51,8 @@ class GangTask(Task[P, R]):
         """`task` as a gang: what `@flow(task_runner=TpuMultisliceRunner(...))` makes of every submitted task."""
         kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
         gang = cast("GangTask[P, Any]", kind.__new__(kind))
-        gang.__dict__.update(task.__dict__)
-        gang._become_gang(task_runner)
+        prefect_api.copy_attributes(task, gang)
+        gang._become_gang(task_runner)  # noqa: SLF001 - of this very class
         return gang
 
     def _become_gang(self, task_runner: ConfiguredRunner) -> None:
@@ -101,7 +92,7 @@ class GangTask(Task[P, R]):
 
     def _options(self) -> dict[str, Any]:
         names = (name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn"))
-        return {name: getattr(self, _OPTION_ATTRIBUTES.get(name, name)) for name in names}
+        return {name: getattr(self, prefect_api.TASK_ATTRIBUTES.get(name, name)) for name in names}
 
     # -- the three ways to run it; to type checkers they are those of prefect.Task
 
@@ -183,8 +174,5 @@ async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], task_run: GangTa
 
 
 def _threads() -> GangRunner:
-    from prefect.utilities.visualization import VisualizationUnsupportedError, get_task_viz_tracker
-
-    if get_task_viz_tracker():
-        raise VisualizationUnsupportedError("`submit` and `map` are not supported by `flow.visualize()`")
+    prefect_api.refuse_visualization("`submit` and `map` are not supported by `flow.visualize()`")
     return threads_for(FlowRunContext.get())

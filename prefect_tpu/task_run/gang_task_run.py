@@ -18,6 +18,7 @@ import anyio
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
+from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
@@ -298,6 +299,7 @@ def _call_number(task_name: str) -> int:
     if flow is None:
         return 0
     key = f"prefect_tpu.{task_name}"  # beside Prefect's own counters, which start anew with each retry as well
+    keys = prefect_api.dynamic_keys(flow)
     with _COUNTING:
-        number = flow.task_run_dynamic_keys[key] = int(flow.task_run_dynamic_keys.get(key, -1)) + 1
+        number = keys[key] = int(keys.get(key, -1)) + 1
     return number

@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.observability.observer import settle
 
@@ -95,8 +96,7 @@ class GangRunner(ThreadPoolTaskRunner[Any]):
 
     def join(self) -> None:
         """Wait for every gang that this runner started."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
+        prefect_api.join_threads(self)
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         """Join what still runs; if the flow ends by an exception, cancel it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefect_tpu.cluster import tpu
+from prefect_tpu.cluster import tpu, tpu_names
 from prefect_tpu.cluster.inventory import FleetSummary, fits, summarise
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.linux import probe
@@ -19,16 +19,16 @@ SHAPE = tpu.resolve_shape("v4", "2x2x2")
 def node(slice_name: str | None, worker_id: int, **changes: Any) -> dict[str, Any]:
     """One host as Ray describes it."""
     labels = {
-        tpu.WORKER_ID_LABEL: str(worker_id),
-        tpu.POD_TYPE_LABEL: changes.pop("pod_type", "v4-16"),
-        tpu.TOPOLOGY_LABEL: changes.pop("topology", "2x2x2"),
+        tpu_names.WORKER_ID_LABEL: str(worker_id),
+        tpu_names.POD_TYPE_LABEL: changes.pop("pod_type", "v4-16"),
+        tpu_names.TOPOLOGY_LABEL: changes.pop("topology", "2x2x2"),
     }
     if slice_name:
-        labels[tpu.SLICE_NAME_LABEL] = slice_name
+        labels[tpu_names.SLICE_NAME_LABEL] = slice_name
     chips = changes.pop("chips", 4)
     resources = {"CPU": 1.0, **({"TPU": float(chips)} if chips else {})}
     if worker_id == 0 and chips:
-        resources[tpu.head_resource(labels[tpu.POD_TYPE_LABEL])] = 1.0
+        resources[tpu_names.head_resource(labels[tpu_names.POD_TYPE_LABEL])] = 1.0
     return {
         "NodeID": f"{slice_name}-{worker_id}",
         "Alive": True,

@@ -1,0 +1,98 @@
+"""Every name of Prefect that it does not promise to keep. Runs: driver.
+
+On hosts `host/process/prefect_context.py` is the one for that. A new release of Prefect is read against these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from prefect._internal.compatibility.async_dispatch import async_dispatch
+from prefect.task_engine import TaskRunTimeoutError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.context import FlowRunContext
+    from prefect.task_runners import ThreadPoolTaskRunner
+    from prefect.tasks import Task
+
+PARENTS = "__parents__"
+"""The key of a task run's inputs under which Prefect's UI looks for the run that it is nested in."""
+TASK_ATTRIBUTES = {
+    "on_completion": "on_completion_hooks",
+    "on_failure": "on_failure_hooks",
+    "on_running": "on_running_hooks",
+    "on_rollback": "on_rollback_hooks",
+    "on_commit": "on_commit_hooks",
+    "persist_result": "_user_persist_result",
+    "cache_policy": "_user_cache_policy",
+}
+"""Where a Prefect task keeps an option that is not kept under its own name."""
+
+
+def waited_for(call: Callable[..., Any], *args: Any) -> Any:
+    """The result of a method that is awaitable in async code, even if this is called in async code."""
+    return call(*args, _sync=True)
+
+
+def copy_attributes(task: Task[..., Any], into: Task[..., Any]) -> None:
+    """Make `into`, of a class of its own, the same task."""
+    into.__dict__.update(task.__dict__)
+
+
+def join_threads(runner: ThreadPoolTaskRunner[Any]) -> None:
+    """Wait until every thread of a task runner has ended; it takes nothing more. Nothing if it was never started."""
+    executor = runner._executor
+    if executor is not None:
+        executor.shutdown(wait=True)
+
+
+def dynamic_keys(flow_run: FlowRunContext) -> MutableMapping[str, Any]:
+    """How often the flow run has called a task, by the task's key; starts anew with each retry of the flow run."""
+    return flow_run.task_run_dynamic_keys
+
+
+def refuse_visualization(text: str) -> None:
+    """Raise inside `flow.visualize()`, as Prefect does with what it cannot draw."""
+    from prefect.utilities.visualization import VisualizationUnsupportedError, get_task_viz_tracker
+
+    if get_task_viz_tracker():
+        raise VisualizationUnsupportedError(text)
+
+
+def emit_state_change(task_run: TaskRun, before: State[Any] | None, after: State[Any]) -> None:
+    """Tell Prefect's server of a new state of a task run, as its engine does."""
+    from prefect.utilities.engine import emit_task_run_state_change_event
+
+    emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=after)
+
+
+def wait_for_events() -> None:
+    """Wait until Prefect has sent what it was told, states of task runs among it."""
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.instance().wait_until_empty()
+
+
+def health(client: SyncPrefectClient) -> Any:
+    """The answer of Prefect's API to who asks whether it is well, as httpx gives it: the client hides its headers."""
+    http = client._client
+    return http.send(http.build_request("GET", "/health"))
+
+
+__all__ = [
+    "PARENTS",
+    "TASK_ATTRIBUTES",
+    "TaskRunTimeoutError",
+    "async_dispatch",
+    "copy_attributes",
+    "dynamic_keys",
+    "emit_state_change",
+    "health",
+    "join_threads",
+    "refuse_visualization",
+    "wait_for_events",
+    "waited_for",
+]
