@@ -138,7 +138,7 @@ class GangTaskRun:
         self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
         delay = self.task.retry_delay_seconds
         longest = max(delay) if isinstance(delay, Sequence) else delay or 0
-        if self._run is not None and (not retry or longest > self.resolved.lease_hold_seconds):
+        if self._run is not None and (not retry or longest > self.resolved.options.lease_hold_seconds):
             self._run.release()
         return retry
 
@@ -182,7 +182,7 @@ class GangTaskRun:
 
     @property
     def _barrier_seconds(self) -> float:
-        return self.resolved.cancel_grace_seconds + BARRIER_MARGIN_SECONDS + 2 * LOOK_SECONDS
+        return self.resolved.options.cancel_grace_seconds + BARRIER_MARGIN_SECONDS + 2 * LOOK_SECONDS
 
     def _start(
         self,
