@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from prefect.client.schemas.objects import RunInput
@@ -12,17 +11,13 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 from typing_extensions import TypeVar, Unpack
 
-from prefect_tpu.core.gang import sizes_of
-from prefect_tpu.fleets.fleet import Fleet
-from prefect_tpu.options.check import RunnerOptions, check_options
+from prefect_tpu.task_run.arguments import Given, RunnerOptions
 from prefect_tpu.task_run.gang_task import GangTask
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.runner import GangFuture, GangRunner
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from prefect_tpu.blocks.pool import TpuSlicePool
 
 log = logging.getLogger("prefect_tpu.task_runners")
 
@@ -87,6 +82,8 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
         lease_hold_seconds: slices are given back while the task's own retry delay is longer than this.
         launch_timeout_seconds: from forked host processes to the function entered on all hosts.
         cancel_grace_seconds: between SIGTERM and SIGKILL when a gang is cancelled or times out.
+        agent_idle_release_seconds: agents that no gang uses are ended after it, so that hosts become idle.
+        max_workers: how many of its gangs run at the same time; None is Prefect's own number.
 
     Raises:
         ConfigurationError: an argument of the wrong type or out of range; nothing has been started.
@@ -118,99 +115,36 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
     ) -> None: ...
 
     def __init__(
-        self,
-        *,
-        pool: Fleet | TpuSlicePool | str | None = None,
-        num_slices: int | Sequence[int] | None = None,
-        accelerator_type: str | None = None,
-        topology: str | None = None,
-        chips_per_host: int | None = None,
-        flatten: bool = True,
-        returns: Literal["all", "process0"] = "all",
-        env: Mapping[str, str] | None = None,
-        runtime_env: Mapping[str, Any] | None = None,
-        preload: Sequence[str] | None = None,
-        jax_distributed: Literal["auto"] | bool = "auto",
-        resumable: bool | None = None,
-        max_preemptions: int | None = None,
-        max_infrastructure_failures: int | None = None,
-        max_preemptions_without_progress: int | None = None,
-        preemptible: bool | None = None,
-        warm_spares: int | None = None,
-        hang_timeout_seconds: float | None = None,
-        drain_timeout_seconds: float | None = None,
-        checkpoint_root: str | Path | None = None,
-        resize_after_seconds: float | None = None,
-        resize_interval_seconds: float | None = None,
-        lease_timeout_seconds: float | None = None,
-        lease_hold_seconds: float | None = None,
-        launch_timeout_seconds: float | None = None,
-        cancel_grace_seconds: float | None = None,
-        max_workers: int | None = None,
+        self, *, flatten: bool = True, returns: Literal["all", "process0"] = "all", **options: Unpack[RunnerOptions]
     ) -> None:
-        self._options: dict[str, Any] = {
-            "pool": pool,
-            "num_slices": num_slices,
-            "accelerator_type": accelerator_type,
-            "topology": topology,
-            "chips_per_host": chips_per_host,
-            "flatten": flatten,
-            "returns": returns,
-            "env": env,
-            "runtime_env": runtime_env,
-            "preload": preload,
-            "jax_distributed": jax_distributed,
-            "resumable": resumable,
-            "max_preemptions": max_preemptions,
-            "max_infrastructure_failures": max_infrastructure_failures,
-            "max_preemptions_without_progress": max_preemptions_without_progress,
-            "preemptible": preemptible,
-            "warm_spares": warm_spares,
-            "hang_timeout_seconds": hang_timeout_seconds,
-            "drain_timeout_seconds": drain_timeout_seconds,
-            "checkpoint_root": checkpoint_root,
-            "resize_after_seconds": resize_after_seconds,
-            "resize_interval_seconds": resize_interval_seconds,
-            "lease_timeout_seconds": lease_timeout_seconds,
-            "lease_hold_seconds": lease_hold_seconds,
-            "launch_timeout_seconds": launch_timeout_seconds,
-            "cancel_grace_seconds": cancel_grace_seconds,
-            "max_workers": max_workers,
-        }
-        check_options(self._options)
-        self._options["env"] = None if env is None else dict(env)
-        self._options["num_slices"] = None if num_slices is None else _one_or_more(num_slices)
-        self._options["runtime_env"] = None if runtime_env is None else dict(runtime_env)
-        self._options["preload"] = None if preload is None else tuple(preload)
-        super().__init__(max_workers=max_workers)
+        self._given = Given.of(flatten, returns, options)
+        super().__init__(max_workers=self._given.max_workers)
 
     # -- a value
 
     def duplicate(self) -> Self:
         """A runner of the same configuration, not started."""
-        return type(self)(**self._options)
+        return type(self)(**self._given.arguments())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TpuMultisliceRunner):
             return NotImplemented
-        return self._options == other._options
+        return self._given == other._given
 
     __hash__ = None  # type: ignore[assignment]  # as Prefect's own runners: equal by value, not hashable
 
     def __repr__(self) -> str:
-        default = TpuMultisliceRunner.__init__.__kwdefaults__ or {}
-        given = ", ".join(f"{k}={v!r}" for k, v in self._options.items() if v != default.get(k))
-        return f"TpuMultisliceRunner({given})"
+        return f"TpuMultisliceRunner({', '.join(f'{k}={v!r}' for k, v in self._given.arguments().items())})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_options": self._options}
+        return {"_given": self._given}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["_options"])  # type: ignore[misc]
+        self.__init__(**state["_given"].arguments())  # type: ignore[misc]
 
     def resolve(self) -> Resolved:
         """This runner with everything filled in, as pool and settings are now."""
-        return Resolved(self._options)
+        return Resolved(self._given)
 
     # -- a task runner
 
@@ -224,8 +158,3 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
         """Start a task run of `task` as a gang on a thread of this runner; see `prefect.Task.submit`."""
         gang = task if isinstance(task, GangTask) else GangTask.adopt(task, self)
         return super().submit(gang, parameters, wait_for, dependencies)
-
-
-def _one_or_more(num_slices: int | Sequence[int]) -> int | tuple[int, ...]:
-    sizes = sizes_of(num_slices)
-    return sizes[0] if len(sizes) == 1 else sizes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import inspect
 import io
 import json
 import linecache
@@ -21,10 +20,11 @@ import pytest
 import yaml
 from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, WorkPoolConfig
 
-from prefect_tpu import LocalFleet, RayFleetBlock, TpuMultisliceRunner, TpuSlicePool, cli
+from prefect_tpu import LocalFleet, RayFleetBlock, TpuSlicePool, cli
 from prefect_tpu.core import errors
 from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.settings import TpuSettings, describe_settings
+from prefect_tpu.task_run.arguments import RunnerOptions
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = "PREFECT_INTEGRATIONS_TPU_"
@@ -353,7 +353,7 @@ def test_numbers_behind_settings_are_their_defaults(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_arguments_that_pages_name_are_there(page: Path) -> None:
     """`TpuMultisliceRunner(name=...)`, also outside of blocks."""
-    known = set(inspect.signature(TpuMultisliceRunner).parameters)
+    known = {"flatten", "returns", *RunnerOptions.__annotations__}
     for given in re.findall(r"TpuMultisliceRunner\(([^()]*)\)", page.read_text()):
         assert set(re.findall(r"(\w+)=", given)) <= known, f"{page.name}: {given}"
 

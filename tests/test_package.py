@@ -89,7 +89,7 @@ def test_every_setting_is_described_with_its_unit() -> None:
 def test_a_setting_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the first gang has waited for slices."""
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS", "-1")
-    with pytest.raises(ConfigurationError, match=r"_TPU_LEASE_TIMEOUT_SECONDS='-1': .* greater than or equal to 0"):
+    with pytest.raises(ConfigurationError, match=r"_TPU_LEASE_TIMEOUT_SECONDS='-1': must be .* seconds, 0 or more"):
         current_settings()
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEASE_TIMEOUT_SECONDS", "1")
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_ENV", "{")

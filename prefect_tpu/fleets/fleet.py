@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.options.given import GivenOptions
 
 Say = Callable[[str], None]
 
@@ -43,6 +44,9 @@ class Fleet(Protocol):
     @property
     def address(self) -> str:
         """Its "host:port", or what it was given."""
+
+    def options(self) -> GivenOptions:
+        """What is known of its slices' kind; a gang that is given the fleet as such goes by it, before settings."""
 
     def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:
         """Ask for so many slices of this shape for a task run; None where there are just those that there are.

@@ -13,6 +13,7 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
 from prefect_tpu.fleets.local_control import COMMAND_TIMEOUT_SECONDS, SupervisorProcess
+from prefect_tpu.options.given import GivenOptions
 
 log = logging.getLogger("prefect_tpu.fleet")
 DEFAULT_OBJECT_STORE_BYTES = 2 * 1024**3
@@ -86,6 +87,14 @@ class LocalFleet:
         """How messages call it."""
         where = f" at {self.address}" if self.address else ""
         return f"the local fleet of {self.slices} simulated {self.accelerator_type} {self.topology} slices{where}"
+
+    def options(self) -> GivenOptions:
+        """Of the slices that it simulates."""
+        return {
+            "accelerator_type": self.accelerator_type,
+            "topology": self.topology,
+            "chips_per_host": self.chips_per_host,
+        }
 
     def connect(self, say: Say | None = None) -> None:
         """Start it if it is not up, and make it this process's Ray cluster.

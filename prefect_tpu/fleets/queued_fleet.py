@@ -14,6 +14,7 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
 from prefect_tpu.fleets.ray_fleet import RayFleet
+from prefect_tpu.options.given import GivenOptions
 from prefect_tpu.provision import startup
 from prefect_tpu.provision.owner import FLOW_RUN_LABEL, LABEL_KEY, LABEL_VALUE, NAME, TASK_RUN_LABEL, clean_label
 from prefect_tpu.provision.plan import Rules
@@ -143,6 +144,10 @@ class QueuedResourceFleet:
         """How messages call it."""
         zones = ", ".join(self.zones)
         return f"the {self.provisioning} queued resources {self.name!r} of project {self.project} in {zones}"
+
+    def options(self) -> GivenOptions:
+        """It makes slices of any kind; whether they can be taken away is known."""
+        return {"preemptible": self.preemptible}
 
     def connect(self, say: Say | None = None) -> None:
         """Connect this process to the Ray cluster. Asks for no slices.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
+from prefect_tpu.options.given import GivenOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class RayFleet:
                 "use 'auto' or its 'host:port'; beside a cluster, RayFleet('host:port', join=True) makes this machine "
                 "part of it."
             )
+
+    def options(self) -> GivenOptions:
+        """Nothing: it has slices of whatever kinds."""
+        return {}
 
     def connect(self, say: Say | None = None) -> None:
         """Connect this process.

@@ -99,7 +99,7 @@ class GangTaskRun:
         """A failure of the function's own is retried, or is not."""
         self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
         if self._attempts is not None and (
-            not retry or self.retries.longest_delay_seconds > self.resolved.lease_hold_seconds
+            not retry or self.retries.longest_delay_seconds > self.resolved.options.lease_hold_seconds
         ):
             self._attempts.release()
 

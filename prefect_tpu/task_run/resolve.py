@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect.settings import get_current_settings
 
-from prefect_tpu.cluster import runtime_env
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.retry import Limits
@@ -19,7 +17,10 @@ from prefect_tpu.fleets.local_fleet import LocalFleet
 from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
 from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.gang.plan import GangPlan
+from prefect_tpu.options.gang import GangOptions
+from prefect_tpu.options.merge import merge
 from prefect_tpu.settings import current_settings
+from prefect_tpu.task_run.arguments import Given
 from prefect_tpu.task_run.remote_options import _host_resources
 
 if TYPE_CHECKING:
@@ -42,42 +43,31 @@ class Resolved:
     before settings do.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        """`options`: the runner's arguments; None stands for "not given"."""
-        self._options = options
-        self._settings = current_settings()
+    def __init__(self, given: Given) -> None:
+        """`given`: the runner's arguments."""
+        self._given = given
+        self.tuning = current_settings()
 
     @functools.cached_property
     def pool(self) -> TpuSlicePool | Fleet | None:
         """The pool or fleet; None for the local fleet of the defaults."""
-        given = self._options["pool"]
-        if given is None:
-            given = self._settings.pool
+        given = self._given.pool if self._given.pool is not None else self.tuning.pool
         if isinstance(given, str):
             from prefect_tpu.blocks.saved import load_pool
 
             return load_pool(given)
-        if given is not None or self._settings.ray_address:
-            return given or RayFleet(address=str(self._settings.ray_address))
+        if given is not None or self.tuning.ray_address:
+            return given or RayFleet(address=str(self.tuning.ray_address))
         from prefect_tpu.blocks.saved import find_pool
 
         return find_pool(DEFAULT_POOL_NAME)
 
-    def value(self, name: str) -> Any:
-        """Of one argument, setting or field of this name."""
-        given = self._options.get(name)
-        if given is not None:
-            return given
+    @functools.cached_property
+    def options(self) -> GangOptions:
+        """What the gang runs with."""
         pool = self.pool
-        if isinstance(pool, Fleet) and getattr(pool, name, None) is not None:
-            return getattr(pool, name)
-        if name in self._settings.model_fields_set:
-            return getattr(self._settings, name)
-        if pool is not None and not isinstance(pool, Fleet):
-            found = getattr(pool, name, None)
-            if found is not None:
-                return found
-        return getattr(self._settings, name)
+        kind = pool.options() if isinstance(pool, Fleet) else {}
+        return merge(self._given.options, kind, self.tuning, None if isinstance(pool, Fleet) else pool)
 
     @functools.cached_property
     def fleet(self) -> Fleet:
@@ -87,38 +77,36 @@ class Resolved:
             return LocalFleet()
         if isinstance(pool, Fleet):
             return pool
-        return pool.fleet.make(self.value("accelerator_type"), self.value("topology"), self.value("chips_per_host"))
+        options = self.options
+        return pool.fleet.make(options.accelerator_type, options.topology, options.chips_per_host)
 
     @functools.cached_property
     def limits(self) -> Limits:
         """Budgets other than the task's own `retries`."""
         return Limits(
-            max_preemptions=self.value("max_preemptions"),
-            max_infrastructure_failures=self.value("max_infrastructure_failures"),
-            max_preemptions_without_progress=self.value("max_preemptions_without_progress"),
-            resumable=self.value("resumable"),
+            max_preemptions=self.options.max_preemptions,
+            max_infrastructure_failures=self.options.max_infrastructure_failures,
+            max_preemptions_without_progress=self.options.max_preemptions_without_progress,
+            resumable=self.options.resumable,
         )
-
-    @property
-    def lease_hold_seconds(self) -> float:
-        """How long slices are kept over a retry delay."""
-        return float(self.value("lease_hold_seconds"))
 
     def result_shape(self) -> tuple[str, ...]:
         """What the shape of a result depends on; part of the cache key."""
-        names = ("accelerator_type", "topology", "chips_per_host")
+        options = self.options
         return (
-            ",".join(str(size) for size in sizes_of(self.value("num_slices"))),
-            *(str(self.value(name)) for name in names),
-            str(self._options["flatten"]),
-            str(self._options["returns"]),
+            ",".join(str(size) for size in sizes_of(options.num_slices)),
+            options.accelerator_type,
+            options.topology,
+            str(options.chips_per_host),
+            str(self._given.flatten),
+            str(self._given.returns),
         )
 
     def shape_results(self, results: list[Any], hosts_per_slice: int) -> Any:
         """Results in process-id order, as the task returns them."""
-        if self._options["returns"] == "process0":
+        if self._given.returns == "process0":
             return results[0]
-        if self._options["flatten"]:
+        if self._given.flatten:
             return results
         return [results[i : i + hosts_per_slice] for i in range(0, len(results), hosts_per_slice)]
 
@@ -136,49 +124,49 @@ class Resolved:
         Raises:
             ConfigurationError: no pool of that name, or values that do not fit together.
         """
-        settings, value, fleet = self._settings, self.value, self.fleet
+        settings, options, fleet = self.tuning, self.options, self.fleet
         if self.pool is None and not _warned.is_set():
             _warned.set()
             say.warning(
                 "No pool given, none saved as tpu-slice-pool/default, and no PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS set: "
                 "simulated TPU slices on CPU (LocalFleet). Pass pool=... to run on real ones."
             )
-        simulated, preemptible = isinstance(fleet, LocalFleet), value("preemptible")
-        if isinstance(fleet, QueuedResourceFleet):
-            if self._options.get("preemptible") is None:
-                preemptible = preemptible or fleet.preemptible
-            fleet = fleet if flow_run_id is None else fleet.for_flow_run(flow_run_id)
-        spares, options = value("warm_spares"), self._options
-        root = value("checkpoint_root") or get_current_settings().home / "tpu" / "checkpoints"
+        simulated, preemptible = isinstance(fleet, LocalFleet), options.preemptible
+        if "preemptible" not in self._given.options:
+            preemptible = preemptible or bool(fleet.options().get("preemptible"))
+        if isinstance(fleet, QueuedResourceFleet) and flow_run_id is not None:
+            fleet = fleet.for_flow_run(flow_run_id)
+        spares = options.warm_spares
+        root = options.checkpoint_root or get_current_settings().home / "tpu" / "checkpoints"
         return GangPlan(
             fleet=fleet,
-            sizes=sizes_of(value("num_slices")),
-            accelerator_type=value("accelerator_type"),
-            topology=value("topology"),
-            chips_per_host=value("chips_per_host"),
-            preload=tuple(value("preload")),
-            env=dict(value("env")),
-            jax_distributed=options["jax_distributed"],
-            process0_only=options["returns"] == "process0",
-            lease_timeout_seconds=float(value("lease_timeout_seconds")),
+            sizes=sizes_of(options.num_slices),
+            accelerator_type=options.accelerator_type,
+            topology=options.topology,
+            chips_per_host=options.chips_per_host,
+            preload=tuple(options.preload),
+            env=dict(options.env),
+            jax_distributed=self._given.jax_distributed,
+            process0_only=self._given.returns == "process0",
+            lease_timeout_seconds=options.lease_timeout_seconds,
             lease_linger_seconds=settings.lease_linger_seconds,
             queue_message_interval_seconds=settings.queue_message_interval_seconds,
             agent_start_timeout_seconds=settings.agent_start_timeout_seconds,
-            agent_idle_release_seconds=float(value("agent_idle_release_seconds")),
+            agent_idle_release_seconds=options.agent_idle_release_seconds,
             agent_poll_seconds=settings.agent_poll_seconds,
-            launch_timeout_seconds=float(value("launch_timeout_seconds")),
+            launch_timeout_seconds=options.launch_timeout_seconds,
             jax_initialization_timeout_seconds=int(settings.jax_initialization_timeout_seconds),
             failure_window_seconds=settings.failure_window_seconds,
             clear_failure_window_seconds=settings.clear_failure_window_seconds,
             leave_timeout_seconds=settings.leave_timeout_seconds,
             heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
-            hang_timeout_seconds=value("hang_timeout_seconds"),
+            hang_timeout_seconds=options.hang_timeout_seconds,
             hang_compile_grace_seconds=settings.hang_compile_grace_seconds,
-            lease_hold_seconds=self.lease_hold_seconds,
+            lease_hold_seconds=options.lease_hold_seconds,
             metadata_url=settings.metadata_url or ("" if simulated else None),
             preemptible=preemptible,
             warm_spares=int(simulated) if spares is None else spares,
-            cancel_grace_seconds=self.value("cancel_grace_seconds"),
+            cancel_grace_seconds=options.cancel_grace_seconds,
             inline_payload_bytes=settings.inline_payload_bytes,
             result_window_bytes=settings.result_window_bytes,
             timeout_seconds=timeout_seconds,
@@ -187,10 +175,10 @@ class Resolved:
             log_lines_per_second=settings.host_log_lines_per_second,
             log_burst_lines=settings.host_log_lines_per_second * settings.log_burst_seconds,
             log_level=say.getEffectiveLevel(),
-            resize_after_seconds=float(value("resize_after_seconds")),
-            resize_interval_seconds=float(value("resize_interval_seconds")),
-            can_grow=bool(value("resumable")),
+            resize_after_seconds=options.resize_after_seconds,
+            resize_interval_seconds=options.resize_interval_seconds,
+            can_grow=options.resumable,
             host_resources=_host_resources(),
-            runtime_env=runtime_env.check(value("runtime_env")) if value("runtime_env") else {},
-            drain_timeout_seconds=value("drain_timeout_seconds"),
+            runtime_env=options.runtime_env,
+            drain_timeout_seconds=options.drain_timeout_seconds,
         )

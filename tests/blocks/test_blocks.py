@@ -103,7 +103,7 @@ def test_a_pool_by_its_slug(on_fleet: RayFleetBlock, name: str, client: SyncPref
     assert task_runs(client, flow_run_id)[0].run_count == 1
     resolved = runner.resolve()
     assert resolved.limits.max_preemptions == 7
-    assert resolved.value("checkpoint_root") == "/tmp/of-the-pool"
+    assert resolved.options.checkpoint_root == "/tmp/of-the-pool"
 
 
 async def test_a_pool_by_its_slug_in_async_code(on_fleet: RayFleetBlock, name: str) -> None:
@@ -155,7 +155,8 @@ def test_the_pool_of_the_gke_page(name: str) -> None:
     documented("gke-kuberay.md")["save_pool"](name=name, address="tpu-head-svc:6379")
     resolved = TpuMultisliceRunner(pool=f"tpu-slice-pool/{name}").resolve()
     assert resolved.fleet == RayFleet("tpu-head-svc:6379", join=True, autoscaled=True)
-    shape = tpu.resolve_shape(*(resolved.value(one) for one in ("accelerator_type", "topology", "chips_per_host")))
+    options = resolved.options
+    shape = tpu.resolve_shape(options.accelerator_type, options.topology, options.chips_per_host)
     assert (shape.pod_type, shape.hosts) == ("v6e-16", 4)
 
 
@@ -182,7 +183,7 @@ def test_the_runner_comes_before_settings_before_the_pool(monkeypatch: pytest.Mo
 
     def values(runner: TpuMultisliceRunner[Any]) -> list[Any]:
         resolved = runner.resolve()
-        return [resolved.value(name) for name in names]
+        return [getattr(resolved.options, name) for name in names]
 
     assert values(pool.runner()) == [2, True, {"A": "pool"}, 11, 3, ["numpy"], "/pool", 20]
     for name, value in (
@@ -196,7 +197,7 @@ def test_the_runner_comes_before_settings_before_the_pool(monkeypatch: pytest.Mo
         num_slices=4, preemptible=True, env={"A": "runner"}, lease_timeout_seconds=13, max_infrastructure_failures=5,
         preload=["json"], checkpoint_root="/runner", max_preemptions_without_progress=6,
     )  # fmt: skip
-    assert values(runner) == [4, True, {"A": "runner"}, 13, 5, ("json",), "/runner", 6]
+    assert values(runner) == [4, True, {"A": "runner"}, 13, 5, ["json"], "/runner", 6]
 
 
 def test_where_a_runner_without_a_pool_runs(
@@ -214,7 +215,7 @@ def test_where_a_runner_without_a_pool_runs(
         assert runner.resolve().fleet == RayFleet("127.0.0.1:2")
         monkeypatch.setenv(f"{SETTING}POOL", f"tpu-slice-pool/{name}")
         resolved = runner.resolve()
-        assert (resolved.fleet, resolved.value("num_slices")) == (RayFleet(on_fleet.address), 2)
+        assert (resolved.fleet, resolved.options.num_slices) == (RayFleet(on_fleet.address), 2)
     finally:
         TpuSlicePool.delete("default")
 
@@ -243,16 +244,16 @@ def test_flow_parameters(on_fleet: RayFleetBlock, name: str) -> None:
     [
         ({"accelerator_type": "v99"}, "v99"),
         ({"topology": "3x5"}, "3x5"),
-        ({"num_slices": 0}, "greater than or equal to 1"),
-        ({"num_slices": []}, "at least 1 item"),
+        ({"num_slices": 0}, "must be a whole number of at least 1"),
+        ({"num_slices": []}, "or several of them such as"),
         ({"num_slices": [4, 8]}, "more than the 2 slices of the pool's local fleet"),
         ({"num_slices": 3, "fleet": LocalFleetBlock(slices=2)}, "more than the 2 slices of the pool's local fleet"),
-        ({"lease_timeout_seconds": -1}, "greater than or equal to 0"),
-        ({"max_preemptions": -1}, "greater than or equal to 0"),
-        ({"env": {"A": 1}}, "valid string"),
+        ({"lease_timeout_seconds": -1}, "must be a number of seconds, 0 or more"),
+        ({"max_preemptions": -1}, "must be a whole number of at least 0"),
+        ({"env": {"A": 1}}, "must be a mapping of strings to strings"),
         ({"fleet": "gke"}, "fleet"),
         ({"num_slice": 2}, "num_slice"),
-        ({"chips_per_host": 0}, "greater than or equal to 1"),
+        ({"chips_per_host": 0}, "must be a whole number of at least 1"),
     ],
 )
 def test_bad_fields_are_refused_before_they_are_saved(fields: dict[str, Any], words: str) -> None:

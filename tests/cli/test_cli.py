@@ -92,7 +92,7 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, says: str, cli: Cli) 
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("NUM_SLICES", "0", "PREFECT_INTEGRATIONS_TPU_NUM_SLICES='0': .*greater than or equal to 1"),
+        ("NUM_SLICES", "0", "PREFECT_INTEGRATIONS_TPU_NUM_SLICES='0': must be a whole number of at least 1"),
         ("PRELOAD", "jax", '"preload".*Expecting value'),
     ],
 )

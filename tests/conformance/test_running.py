@@ -156,7 +156,7 @@ def test_submit_with_few_threads(side: Side) -> None:
 
     runner: Any = ThreadPoolTaskRunner(max_workers=1)
     if side.gangs:
-        runner = TpuMultisliceRunner(**(side.runner._options | {"max_workers": 1}))
+        runner = TpuMultisliceRunner(**(side.runner._given.arguments() | {"max_workers": 1}))
     task = side.task(add)
 
     @flow(task_runner=runner)

@@ -14,6 +14,7 @@ import pytest
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner
+from prefect_tpu.task_run.arguments import RunnerOptions
 from tests.conformance.conftest import until_there
 
 
@@ -61,7 +62,7 @@ def test_a_gangs_duplicate_keeps_every_option() -> None:
         "flatten": False,
         "returns": "all",
         "env": {"A": "b"},
-        "preload": ("numpy",),
+        "preload": ["numpy"],
         "jax_distributed": False,
         "resumable": False,
         "max_preemptions": 5,
@@ -79,15 +80,18 @@ def test_a_gangs_duplicate_keeps_every_option() -> None:
         "lease_hold_seconds": 2.0,
         "launch_timeout_seconds": 3.0,
         "cancel_grace_seconds": 4.0,
+        "agent_idle_release_seconds": 12.0,
         "max_workers": 3,
     }
     made: TpuMultisliceRunner[Any] = TpuMultisliceRunner(**options)
-    assert made._options == options, "a new option is missing here"
-    assert made.duplicate()._options == options
+    assert set(options) == {*RunnerOptions.__annotations__, "flatten", "returns"}, "a new option is missing here"
+    assert made._given.arguments() == {name: value for name, value in options.items() if name != "returns"}
+    assert made.duplicate() == made
     assert made.duplicate()._max_workers == 3
-    for name, value in TpuMultisliceRunner[Any]()._options.items():
-        if value != options[name]:
-            assert TpuMultisliceRunner[Any](**(options | {name: value})) != made, name
+    for name in options:
+        if name != "returns":
+            assert TpuMultisliceRunner[Any](**{key: options[key] for key in options if key != name}) != made, name
+    assert TpuMultisliceRunner[Any](**(options | {"returns": "process0"})) != made
 
 
 def test_a_runner_pickles(runner: Any) -> None:

@@ -152,8 +152,8 @@ def test_where_a_runtime_env_comes_from(monkeypatch: pytest.MonkeyPatch) -> None
     pool = TpuSlicePool(runtime_env={"pip": ["a"]}, drain_timeout_seconds=7)
 
     def values(**options: Any) -> tuple[Any, Any]:
-        resolved = pool.runner(**options).resolve()
-        return resolved.value("runtime_env"), resolved.value("drain_timeout_seconds")
+        resolved = pool.runner(**options).resolve().options
+        return resolved.runtime_env, resolved.drain_timeout_seconds
 
     assert values() == ({"pip": ["a"]}, 7)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_RUNTIME_ENV", '{"pip": ["b"]}')

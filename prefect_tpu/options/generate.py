@@ -1,0 +1,167 @@
+"""Writes given.py from gang.py: `python -m prefect_tpu.options.generate`; with --check it only compares.
+
+What may be given is written down, so that editors and type checkers see it: every option, or None for "not said".
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from prefect_tpu.options.declare import form_of
+from prefect_tpu.options.gang import GangOptions
+from prefect_tpu.options.types import Takes
+
+WIDTH = 120
+"""Of a line, as for ruff."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that is generated from a class of options.
+
+    Attributes:
+        model: the class.
+        target: the file.
+        head: its first lines, up to the first class; `{types}` are the names of the types that it needs.
+        given: name and docstring of the TypedDict of what a caller may give.
+        form: name and docstring of the class with the fields of a block.
+    """
+
+    model: type[BaseModel]
+    target: Path
+    head: str
+    given: tuple[str, str]
+    form: tuple[str, str]
+
+    def text(self) -> str:
+        """What is to be in the file."""
+        types = _annotations(self.model)
+        fields = self.model.model_fields
+        needed = {one.id for text in types.values() for one in ast.walk(ast.parse(text)) if isinstance(one, ast.Name)}
+        lines = [
+            self.head.replace("{types}", _names(sorted(needed - {"None"}))),
+            f"class {self.given[0]}(TypedDict, total=False):",
+            f'    """{self.given[1]}"""',
+            "",
+            *(f"    {name}: {_or_none(_taken(fields[name], text))}" for name, text in types.items()),
+            "",
+            "",
+            f"class {self.form[0]}(BaseModel):",
+            f'    """{self.form[1]}"""',
+            "",
+            '    model_config = ConfigDict(extra="forbid")',
+            "",
+            *(_field(name, text, fields[name]) for name, text in types.items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _annotations(model: type[BaseModel]) -> dict[str, str]:
+    """As they are written in the class."""
+    tree = ast.parse(inspect.getsource(model))
+    assert isinstance(tree.body[0], ast.ClassDef)
+    found = [one for one in tree.body[0].body if isinstance(one, ast.AnnAssign)]
+    return {one.target.id: ast.unparse(one.annotation) for one in found if isinstance(one.target, ast.Name)}
+
+
+def _taken(field: FieldInfo, text: str) -> str:
+    """What callers may pass."""
+    metadata = [*field.metadata, *(m for one in _arguments(field.annotation) for m in _arguments(one)[1:])]
+    return next((one.text for one in metadata if isinstance(one, Takes)), text)
+
+
+def _arguments(annotation: Any) -> tuple[Any, ...]:
+    """Of a union, or of Annotated with its metadata."""
+    return (*getattr(annotation, "__args__", ()), *getattr(annotation, "__metadata__", ()))
+
+
+def _or_none(text: str) -> str:
+    return text if text.endswith("| None") else f"{text} | None"
+
+
+def _field(name: str, text: str, field: FieldInfo) -> str:
+    """One field of the block, laid out as ruff does it."""
+    form = form_of(field)
+    arguments = []
+    if not form.shown:
+        arguments.append("default=None")
+    elif isinstance(field.default, dict | list):
+        arguments.append(f"default_factory={type(field.default).__name__}")
+    else:
+        arguments.append(f"default={_quoted(field.default)}")
+    title = field.title
+    if title is None and name.endswith("_seconds"):
+        title = name.removesuffix("_seconds").replace("_", " ").capitalize() + " (seconds)"
+    if title is not None:
+        arguments.append(f"title={_quoted(title)}")
+    arguments.append(f"description={_quoted(form.text)}")
+    head = f"    {name}: {text if form.shown else _or_none(text)} = Field("
+    return _call(head, arguments)
+
+
+def _call(head: str, arguments: list[str]) -> str:
+    inside = ", ".join(arguments)
+    if len(head) + len(inside) + 1 <= WIDTH:
+        return f"{head}{inside})"
+    if 8 + len(inside) <= WIDTH:
+        return f"{head}\n        {inside}\n    )"
+    return "\n".join([head, *(f"        {one}," for one in arguments), "    )"])
+
+
+def _names(names: Iterable[str]) -> str:
+    return "".join(f"    {name},\n" for name in names)
+
+
+def _quoted(value: Any) -> str:
+    if not isinstance(value, str):
+        return repr(value)
+    quote = "'" if '"' in value else '"'
+    return f"{quote}{value}{quote}"
+
+
+GIVEN = Written(
+    model=GangOptions,
+    target=Path(__file__).with_name("given.py"),
+    head='''\
+"""Generated from gang.py by generate.py, do not edit. What runners and pools may be given; None: not given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_tpu.options.types import (
+{types})
+
+''',
+    given=("GivenOptions", "Arguments of a runner, and of `pool.runner()`."),
+    form=("PoolOptions", "Fields of a pool's block; an empty one is not said there."),
+)
+
+
+def run(files: Iterable[Written], arguments: list[str]) -> int:
+    """Write the files, or say which are not up to date."""
+    old = [one for one in files if not one.target.exists() or one.target.read_text() != one.text()]
+    if "--check" in arguments:
+        for one in old:
+            print(f"{one.target.name} is not what {one.model.__name__} says: run this again without --check")
+        return 1 if old else 0
+    for one in old:
+        one.target.write_text(one.text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run([GIVEN], sys.argv[1:]))

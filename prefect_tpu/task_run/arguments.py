@@ -1,0 +1,95 @@
+"""What a TpuMultisliceRunner was given, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from prefect_tpu.core.gang import sizes_of
+from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.options.check import check_given, refused
+from prefect_tpu.options.given import GivenOptions
+
+if TYPE_CHECKING:
+    from prefect_tpu.blocks.pool import TpuSlicePool
+
+WHERE = "TpuMultisliceRunner"
+_SLUG = re.compile(r"tpu-slice-pool/[a-z0-9-]+")
+
+
+class RunnerOptions(GivenOptions, total=False):
+    """Arguments of TpuMultisliceRunner that do not change the type of its results."""
+
+    pool: Fleet | TpuSlicePool | str | None
+    jax_distributed: Literal["auto"] | bool
+    max_workers: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A runner's arguments; what was not given is not in `options`, and None elsewhere.
+
+    Attributes:
+        options: of the gang, by name, as they are kept: sequences as lists, paths as texts.
+    """
+
+    flatten: bool
+    returns: Literal["all", "process0"]
+    pool: Fleet | TpuSlicePool | str | None
+    jax_distributed: Literal["auto"] | bool
+    max_workers: int | None
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, flatten: Any, returns: Any, options: Mapping[str, Any]) -> Self:
+        """Of the arguments as they were passed.
+
+        Raises:
+            TypeError: there is no such argument.
+            ConfigurationError: one cannot be right; by name, with the allowed values.
+        """
+        unknown = sorted(set(options) - set(RunnerOptions.__annotations__))
+        if unknown:
+            known = ", ".join(["flatten", "returns", *RunnerOptions.__annotations__])
+            raise TypeError(f"{WHERE}() has no argument {unknown[0]!r}; it has {known}")
+        rest = dict(options)
+        pool = rest.pop("pool", None)
+        jax_distributed = rest.pop("jax_distributed", "auto")
+        max_workers = rest.pop("max_workers", None)
+        _check_pool(pool)
+        if not isinstance(flatten, bool):
+            raise refused(WHERE, "flatten", flatten, "must be True or False")
+        if returns not in ("all", "process0"):
+            raise refused(WHERE, "returns", returns, 'must be "all" or "process0"')
+        if jax_distributed not in ("auto", True, False):
+            raise refused(WHERE, "jax_distributed", jax_distributed, 'must be "auto", True or False')
+        whole = isinstance(max_workers, int) and not isinstance(max_workers, bool)
+        if max_workers is not None and not (whole and max_workers >= 1):
+            raise refused(WHERE, "max_workers", max_workers, "must be a whole number of at least 1")
+        kept = check_given(rest, WHERE)
+        if "num_slices" in kept:
+            sizes = sizes_of(kept["num_slices"])
+            kept["num_slices"] = sizes[0] if len(sizes) == 1 else list(sizes)
+        return cls(flatten, returns, pool, jax_distributed, max_workers, kept)
+
+    def arguments(self) -> dict[str, Any]:
+        """With these the runner is made again: those that say something."""
+        own = {
+            "pool": self.pool,
+            "max_workers": self.max_workers,
+            "flatten": None if self.flatten else False,
+            "returns": None if self.returns == "all" else self.returns,
+            "jax_distributed": None if self.jax_distributed == "auto" else self.jax_distributed,
+        }
+        return {name: value for name, value in own.items() if value is not None} | self.options
+
+
+def _check_pool(pool: Any) -> None:
+    if pool is not None and not isinstance(pool, str | Fleet) and not hasattr(pool, "validate_fleet"):
+        kinds = 'a saved pool ("tpu-slice-pool/NAME"), a TpuSlicePool, a fleet (LocalFleet, RayFleet) or None'
+        raise refused(WHERE, "pool", pool, f"must be {kinds}")
+    if isinstance(pool, str) and not _SLUG.fullmatch(pool):
+        name = 'a saved pool as "tpu-slice-pool/NAME", with lower case letters, digits and dashes'
+        raise refused(WHERE, "pool", pool, f"must be {name}")

@@ -1,0 +1,131 @@
+"""An option has one rule and one set of words: for an argument, a setting, and a field of a pool."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from prefect_tpu import ConfigurationError, TpuMultisliceRunner, TpuSlicePool
+from prefect_tpu.options.gang import GangOptions
+from prefect_tpu.options.given import GivenOptions, PoolOptions
+from prefect_tpu.settings import TpuSettings, current_settings
+
+SECONDS, ABOVE_0 = "must be a number of seconds, 0 or more", "must be a number of seconds above 0"
+COUNT, FROM_1 = "must be a whole number of at least 0", "must be a whole number of at least 1"
+BAD: list[tuple[str, Any, str]] = [
+    ("accelerator_type", 4, 'must be a string such as "v4"'),
+    ("topology", ["4x4"], 'must be a string such as "2x2x2"'),
+    ("chips_per_host", 0, FROM_1),
+    ("num_slices", 0, FROM_1),
+    ("num_slices", [2, 0], FROM_1),
+    ("num_slices", [], "or several of them such as [2, 4, 8]"),
+    ("num_slices", True, FROM_1),
+    ("resize_after_seconds", -1, SECONDS),
+    ("resize_interval_seconds", -1, SECONDS),
+    ("preemptible", "perhaps", "must be True or False"),
+    ("env", {"A=B": "1"}, "'A=B' is no name of a variable: at least one character, no '='"),
+    ("env", {"A": 1}, "must be a mapping of strings to strings"),
+    ("env", ["A=1"], "must be a mapping of strings to strings"),
+    ("runtime_env", {"image_uri": "x"}, "runtime_env has the key 'image_uri'"),
+    ("preload", ["import jax"], "'import jax' is no name of a module, such as 'jax' or 'orbax.checkpoint'"),
+    ("checkpoint_root", "", "must be a directory or an fsspec URL, at least one character"),
+    ("resumable", 3, "must be True or False"),
+    ("max_preemptions", -1, COUNT),
+    ("max_infrastructure_failures", -1, COUNT),
+    ("max_infrastructure_failures", True, COUNT),
+    ("max_preemptions_without_progress", 0, FROM_1),
+    ("lease_timeout_seconds", "soon", SECONDS),
+    ("lease_timeout_seconds", math.nan, SECONDS),
+    ("lease_hold_seconds", -1, SECONDS),
+    ("launch_timeout_seconds", 0, ABOVE_0),
+    ("cancel_grace_seconds", True, SECONDS),
+    ("hang_timeout_seconds", 0, ABOVE_0),
+    ("drain_timeout_seconds", 0, ABOVE_0),
+    ("warm_spares", -1, COUNT),
+    ("agent_idle_release_seconds", -1, SECONDS),
+]
+
+
+def test_given_is_generated() -> None:
+    """After a change of an option: `python -m prefect_tpu.options.generate`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect_tpu.options.generate", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_option_is_everywhere() -> None:
+    """As an argument, a setting and a field; and one bad value of it is tried here."""
+    names = set(GangOptions.model_fields)
+    assert set(GivenOptions.__annotations__) == set(PoolOptions.model_fields) == names
+    assert names <= set(TpuSettings.model_fields)
+    assert names <= set(TpuSlicePool.model_fields)
+    assert {name for name, _, _ in BAD} == names
+
+
+def test_every_option_has_its_line_in_the_runners_arguments() -> None:
+    """In the docstring, under Args."""
+    text = TpuMultisliceRunner.__doc__ or ""
+    assert [name for name in GangOptions.model_fields if f"\n        {name}: " not in text] == []
+
+
+@pytest.mark.parametrize(("name", "value", "words"), BAD)
+def test_refused_in_the_same_words(name: str, value: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, with the value and what is allowed."""
+    with pytest.raises(ConfigurationError) as caught:
+        TpuMultisliceRunner(**{name: value})
+    for one in (f"TpuMultisliceRunner({name}={value!r})", words, "set it where the runner is made"):
+        assert one in str(caught.value)
+    with pytest.raises(ValidationError) as invalid:
+        TpuSlicePool(**{name: value})
+    assert f"\n{name}\n" in str(invalid.value)
+    assert words in str(invalid.value)
+    if name in ("accelerator_type", "topology") or value is True:
+        return  # in the environment everything is a text
+    variable = f"PREFECT_INTEGRATIONS_TPU_{name.upper()}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigurationError) as caught:
+        current_settings()
+    assert f"{variable}={text!r}: " in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"lease_timeout_seconds": "5"}, {"max_preemptions": "5"}, {"num_slices": "2"}, {"resumable": 1}]
+)
+def test_arguments_are_not_converted(given: dict[str, Any]) -> None:
+    """Texts are numbers in the environment only."""
+    with pytest.raises(ConfigurationError, match="must be"):
+        TpuMultisliceRunner(**given)
+
+
+def test_what_is_wider_than_what_is_kept() -> None:
+    """Whole numbers as seconds, any sequence, any mapping, paths; endless waits."""
+    from pathlib import Path
+    from types import MappingProxyType
+
+    wide: TpuMultisliceRunner[Any] = TpuMultisliceRunner(
+        num_slices=(4, 2), preload=("jax",), env=MappingProxyType({"A": "b"}), checkpoint_root=Path("/x"),
+        lease_timeout_seconds=math.inf, launch_timeout_seconds=5,
+    )  # fmt: skip
+    same: TpuMultisliceRunner[Any] = TpuMultisliceRunner(
+        num_slices=[2, 4], preload=["jax"], env={"A": "b"}, checkpoint_root="/x",
+        lease_timeout_seconds=math.inf, launch_timeout_seconds=5.0,
+    )  # fmt: skip
+    assert wide == same
+    assert repr(wide) == repr(same)
+
+
+def test_an_argument_that_there_is_not() -> None:
+    """By name, with those that there are."""
+    with pytest.raises(TypeError, match=r"no argument 'num_slice'; it has .*num_slices"):
+        TpuMultisliceRunner(num_slice=2)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="num_slice"):
+        TpuSlicePool().runner(num_slice=2)  # type: ignore[call-arg]
