@@ -241,8 +241,3 @@ def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseExc
         return None
     error.__cause__ = RemoteTraceback(raised.traceback)
     return error
-
-
-def close() -> None:
-    """End all agents of this process."""
-    AGENTS.close()

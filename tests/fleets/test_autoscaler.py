@@ -72,7 +72,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[AutoscalingRay]:
     """Without a slice; two single-host slices at most. Which version of Ray's autoscaler is the parameter."""
     with AutoscalingRay(SHAPE, v2=request.param == "v2") as one:
         yield one
-        run.close()
+        run.AGENTS.close()
         session.disconnect()
 
 
