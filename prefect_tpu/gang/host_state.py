@@ -86,12 +86,11 @@ class HostState:
     @property
     def left(self) -> bool:
         """Left by `runtime.leave()` or at a resize point, and waits for the others to do so."""
-        evidence = self.evidence()
-        return evidence.left_for_drain or evidence.left_to_resize
+        return self.raised is not None and self.raised.left != ""
 
     @property
     def left_to_resize(self) -> bool:
-        return self.evidence().left_to_resize
+        return self.raised is not None and self.raised.left == "resize"
 
     @property
     def failed_clearly(self) -> bool:

@@ -11,7 +11,6 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prefect_tpu.core.evidence import LEFT_FOR_DRAIN, LEFT_TO_RESIZE
 from prefect_tpu.core.messages import Event, Exited, LogLine, Phase, Raised, Returned
 from prefect_tpu.host.reactor import Reader
 from prefect_tpu.host.streams import EventBuffer, LineSplitter
@@ -24,8 +23,6 @@ log = logging.getLogger("prefect_tpu.host")
 
 EXIT_GRACE_SECONDS = 10.0
 """How long a process may take to end after its function did, before it is killed."""
-LEAVING = (LEFT_FOR_DRAIN, LEFT_TO_RESIZE)
-"""Who raised these waits until the driver ends the attempt, as the other hosts may still save."""
 KEPT_STDERR_LINES = 20
 MAX_DRAIN_READS = 2_000
 """What is left in a dead child's pipes is far less; a process that got away may go on writing."""
@@ -94,7 +91,8 @@ class HostAttempt:
     def _take(self, event: Event) -> None:
         self._say_forked()
         self.returned = self.returned or isinstance(event, Returned)
-        if isinstance(event, Raised) and event.type_name not in LEAVING:
+        # Who left waits until the driver ends the attempt, as the other hosts may still save.
+        if isinstance(event, Raised) and not event.left:
             self.kill_before(time.monotonic() + EXIT_GRACE_SECONDS)
         self.events.add(event)
 

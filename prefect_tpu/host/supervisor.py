@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import pickle
 import signal
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -270,7 +269,7 @@ class HostSupervisor:
             theirs, write_ends = attempt.open()
         payload_file = payload.create("prefect-tpu-payload")
         try:
-            payload.write(payload_file, [json.dumps(asdict(request)).encode(), *buffers])
+            payload.write(payload_file, [pickle.dumps(request, protocol=5), *buffers])
             for descriptor, read in attempt.readers():
                 self._reactor.add(descriptor, read)
             zygote.fork(attempt.id, [theirs.fileno(), payload_file, attempt.result_file, *write_ends])

@@ -17,11 +17,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from prefect_tpu.core.errors import ConfigurationError, NotInGangError
+from prefect_tpu.core.messages import GangContext
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -58,7 +59,7 @@ class _Drain:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class Context(GangContext):
     """Who this host process is in its gang.
 
     Attributes:
@@ -75,17 +76,6 @@ class Context:
         can_grow: the task may have more slices than this attempt has; `resize_point` asks whether they are there.
     """
 
-    slice_index: int
-    num_slices: int
-    host_index: int
-    hosts_per_slice: int
-    process_id: int
-    num_processes: int
-    attempt: int
-    run_id: str
-    slice_name: str
-    checkpoint_dir: str | None = None
-    can_grow: bool = False
     _drain: _Drain = field(default_factory=_Drain, repr=False, compare=False)
 
     @property
@@ -354,10 +344,10 @@ class _Process:
 _process: _Process | None = None
 
 
-def _enter(context: Mapping[str, Any], send: Send) -> _Process:
+def _enter(context: GangContext, send: Send) -> _Process:
     """Make this process a host process of a gang. For the child that runs the function."""
     global _process
-    _process = _Process(Context(**context), _Reporter(send))
+    _process = _Process(Context(**{one.name: getattr(context, one.name) for one in fields(context)}), _Reporter(send))
     return _process
 
 

@@ -257,7 +257,7 @@ def test_who_leaves_waits_for_the_others(host: HostSupervisor, monkeypatch: pyte
 
     run = Run(host, fn)
     raised: Raised = run.until_type(Raised)
-    assert raised.type_name == "prefect_tpu.runtime.Left"
+    assert raised.left == "drain"
     time.sleep(1.5)
     assert alive([run.pid]), "its agent has ended it while others may still save"
     host.stop(run.id, 0)

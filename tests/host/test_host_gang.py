@@ -110,7 +110,7 @@ def test_all_hosts_leave_at_the_same_resize_point(hosts: list[HostSupervisor], t
     for run in reversed(runs):
         run.host.offer(run.id, True)
         time.sleep(0.3)
-    assert [run.until_type(Raised).type_name for run in runs] == ["prefect_tpu.runtime.Resizing"] * 2
+    assert [run.until_type(Raised).left for run in runs] == ["resize"] * 2
     first, second = (int((tmp_path / f"saved-{number}").read_text()) for number in range(2))
     assert first == second > 0
     for run in runs:

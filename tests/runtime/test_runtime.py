@@ -12,6 +12,7 @@ import pytest
 
 from prefect_tpu import runtime
 from prefect_tpu.core.errors import ConfigurationError, NotInGangError
+from prefect_tpu.core.messages import GangContext
 
 CONTEXT = {
     "slice_index": 1,
@@ -30,7 +31,7 @@ CONTEXT = {
 @pytest.fixture
 def sent() -> Iterator[list[tuple[int | None, dict[str, float]]]]:
     reports: list[tuple[int | None, dict[str, float]]] = []
-    runtime._enter(CONTEXT, lambda step, values, *_: reports.append((step, values)))
+    runtime._enter(GangContext(**CONTEXT), lambda step, values, *_: reports.append((step, values)))
     yield reports
     runtime._process = None
 
@@ -72,7 +73,7 @@ def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
 def test_a_resize_point_needs_jax_where_hosts_must_agree(sent: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several host processes; where the gang cannot grow it does nothing."""
     runtime.resize_point()
-    runtime._enter(CONTEXT | {"can_grow": True}, lambda *_: None)
+    runtime._enter(GangContext(**CONTEXT | {"can_grow": True}), lambda *_: None)
     with pytest.raises(ConfigurationError, match="jax_distributed"):
         runtime.resize_point()
 
@@ -80,7 +81,7 @@ def test_a_resize_point_needs_jax_where_hosts_must_agree(sent: object, monkeypat
 def test_one_process_leaves_by_itself() -> None:
     """It saves first; before more slices are there it goes on."""
     saved: list[str] = []
-    runtime._enter(CONTEXT | {"can_grow": True, "num_processes": 1}, lambda *_: None)
+    runtime._enter(GangContext(**CONTEXT | {"can_grow": True, "num_processes": 1}), lambda *_: None)
     try:
         runtime.resize_point(lambda: saved.append("too early"))
         runtime._offer_more_slices(True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
-import json
 import logging
 import os
 import pickle
@@ -19,11 +18,11 @@ import socket
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from prefect_tpu import runtime
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.messages import Event, Phase, Progress, Raised, Returned, Stage
+from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
 from prefect_tpu.core.text import cut
 from prefect_tpu.host.process import jax_api, prefect_context
 from prefect_tpu.host.process.output import log_to, take_streams
@@ -84,7 +83,7 @@ class _Attempt:
         except runtime.Left as error:
             # Others may still save; if JAX's coordinator went now, they would be torn out of it.
             self.exit_code = 1
-            self.send(self._raised(error))
+            self.send(self._raised(error, left="resize" if isinstance(error, runtime.Resizing) else "drain"))
             self.finish.wait()
             return self.exit_code
         except BaseException as error:  # noqa: BLE001 - whatever is raised is told to the driver
@@ -112,17 +111,17 @@ class _Attempt:
 
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
-        request = json.loads(bytes(buffers[0]))
-        os.environ.update(request["gang_env"])
-        os.environ.update(request["user_env"])
+        request: LaunchRequest = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
+        os.environ.update(request.gang_env)
+        os.environ.update(request.user_env)
         _reseed()
-        log_to(self.send, request["log_level"])
-        prefect_context.install(str(request["context"]["run_id"]))
-        self.process = runtime._enter(request["context"], lambda *report: self.send(Progress(*report)))
+        log_to(self.send, request.log_level)
+        prefect_context.install(request.context.run_id)
+        self.process = runtime._enter(request.context, lambda *report: self.send(Progress(*report)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
-        if request["jax"] is not None:
+        if request.jax is not None:
             self.stage = "jax"
-            jax_api.start(request["jax"])
+            jax_api.start(request.jax)
             self.send(Phase("initialized"))
         # Runs after what the function registers, before what JAX did when it was imported.
         atexit.register(self._leave)
@@ -148,7 +147,7 @@ class _Attempt:
         self.stage = "transfer"
         return Returned(payload.write(self.result_file, buffers), summarize(result))
 
-    def _raised(self, error: BaseException) -> Raised:
+    def _raised(self, error: BaseException, left: Literal["", "drain", "resize"] = "") -> Raised:
         stage = self.stage
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -159,6 +158,7 @@ class _Attempt:
             traceback=traceback_of(error, _NOT_THE_USERS if stage == "function" else frozenset()),
             pickled=self._pickled(error) if stage == "function" else None,
             cause_types=cause_types(error),
+            left=left,
         )
 
     def _pickled(self, error: BaseException) -> bytes | None:
