@@ -8,16 +8,13 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from prefect_tpu.core.messages import Event, Exited, LogLine, Phase, Raised, Returned
 from prefect_tpu.host.reactor import Reader
 from prefect_tpu.host.streams import EventBuffer, LineSplitter
 from prefect_tpu.wire import channel, payload
-
-if TYPE_CHECKING:
-    from prefect_tpu.host.zygote_handle import Zygote
 
 log = logging.getLogger("prefect_tpu.host")
 
@@ -30,7 +27,12 @@ _READ_BYTES = 256 * 1024
 
 
 class HostAttempt:
-    """One child with its pipes. `take_*` are called by the supervisor's I/O thread only."""
+    """One child with its pipes. `take_*` are called by the supervisor's I/O thread only.
+
+    Attributes:
+        signal: sends a signal to a process of its zygote; None while it has no zygote.
+        kill: the same for SIGKILL to a process and everything that it has started.
+    """
 
     def __init__(self, attempt_id: str) -> None:
         self.id = attempt_id
@@ -43,7 +45,8 @@ class HostAttempt:
         self.returned = False
         self.forgotten = False
         self.kill_at: float | None = None
-        self.zygote: Zygote | None = None
+        self.signal: Callable[[int, int], None] | None = None
+        self.kill: Callable[[int], None] | None = None
         self.control: socket.socket | None = None
         self.result_file = -1
         self._forked_said = False

@@ -14,6 +14,7 @@ import pytest
 
 from prefect_tpu.core.messages import Exited, Phase, Raised, Returned
 from prefect_tpu.host.supervisor import HostSupervisor
+from prefect_tpu.linux.ports import free_ports
 from prefect_tpu.wire import payload, pickling
 from tests.host.host_support import Run, jax_init, supervisor
 
@@ -28,7 +29,7 @@ def hosts() -> Iterator[list[HostSupervisor]]:
 
 def launch(hosts: list[HostSupervisor], fn: Callable[..., Any], *args: Any, can_grow: bool = False) -> list[Run]:
     """One process per supervisor: two slices of one host with two CPU devices each."""
-    (port,) = hosts[0].free_ports(1)
+    (port,) = free_ports(1)
     return [
         Run(
             host,
