@@ -10,10 +10,6 @@ from prefect_tpu.core.stages import STAGES
 MAX_KEPT_CHARS = 4_000
 """Of a traceback, in the ledger."""
 
-LEFT_FOR_DRAIN = "prefect_tpu.runtime.Left"
-"""What `runtime.leave()` raises."""
-LEFT_TO_RESIZE = "prefect_tpu.runtime.Resizing"
-"""What `runtime.resize_point()` raises when the run is to go on with more slices."""
 JAX_RUNTIME_ERRORS = frozenset({"XlaRuntimeError", "JaxRuntimeError"})
 """What JAX raises on a host whose peers are gone. It says nothing about who was first."""
 
@@ -83,14 +79,9 @@ class HostEvidence:
         return any(name.rpartition(".")[2] in JAX_RUNTIME_ERRORS for name in names)
 
     @property
-    def left_for_drain(self) -> bool:
-        """Left with `runtime.leave()`, after it had saved."""
-        return self.raised is not None and self.raised.type_name == LEFT_FOR_DRAIN
-
-    @property
     def left_to_resize(self) -> bool:
         """Left at a `runtime.resize_point()`, after it had saved."""
-        return self.raised is not None and self.raised.type_name == LEFT_TO_RESIZE
+        return self.raised is not None and self.raised.left == "resize"
 
     @property
     def raised_fatal(self) -> bool:

@@ -10,6 +10,23 @@ Stage = Literal["runtime_env", "environment", "preload", "device", "jax", "trans
 
 
 @dataclass(frozen=True, slots=True)
+class GangContext:
+    """Who a host process is in its gang; `prefect_tpu.runtime.Context` says what each of them means."""
+
+    slice_index: int
+    num_slices: int
+    host_index: int
+    hosts_per_slice: int
+    process_id: int
+    num_processes: int
+    attempt: int
+    run_id: str
+    slice_name: str
+    checkpoint_dir: str | None = None
+    can_grow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class JaxInit:
     """Arguments of `jax.distributed.initialize` for one host process."""
 
@@ -40,7 +57,7 @@ class LaunchRequest:
 
     Attributes:
         attempt_id: unique for each attempt; the name in every later call.
-        context: fields of `runtime.Context` (see runtime.py), JSON-able.
+        context: who the process is in its gang.
         gang_env: variables that the child sets after the fork (MEGASCALE_*, TPU_*, EXECUTOR_*).
         user_env: the user's variables; a zygote is started with them, so import-time ones work.
         preload: modules that the zygote imports ahead.
@@ -51,7 +68,7 @@ class LaunchRequest:
     """
 
     attempt_id: str
-    context: dict[str, object]
+    context: GangContext
     gang_env: dict[str, str]
     user_env: dict[str, str]
     preload: tuple[str, ...]
@@ -132,6 +149,7 @@ class Raised:
     Attributes:
         pickled: the exception by cloudpickle, None if it does not pickle.
         cause_types: names of the types of what it was raised from, by `__cause__` and `__context__`.
+        left: the function left by `runtime.leave()` ("drain") or at a `runtime.resize_point()` ("resize"), saved.
     """
 
     stage: Stage
@@ -140,6 +158,7 @@ class Raised:
     traceback: str
     pickled: bytes | None = None
     cause_types: tuple[str, ...] = ()
+    left: Literal["", "drain", "resize"] = ""
 
 
 @dataclass(frozen=True, slots=True)

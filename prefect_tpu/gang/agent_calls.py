@@ -25,7 +25,7 @@ from prefect_tpu.core.environment import gang_environment
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import Kind
-from prefect_tpu.core.messages import HostReport, JaxInit, LaunchRequest, Poll, Raised, Stage
+from prefect_tpu.core.messages import GangContext, HostReport, JaxInit, LaunchRequest, Poll, Raised, Stage
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang.host_state import AttemptOptions, HostState
 
@@ -58,19 +58,19 @@ def request(
     jax_port, megascale_port = ports
     return LaunchRequest(
         attempt_id=attempt_id,
-        context={
-            "slice_index": member.slice_index,
-            "num_slices": gang.num_slices,
-            "host_index": member.host_index,
-            "hosts_per_slice": gang.hosts_per_slice,
-            "process_id": member.process_id,
-            "num_processes": gang.num_processes,
-            "attempt": number,
-            "run_id": options.run_id,
-            "slice_name": member.slice_name,
-            "checkpoint_dir": options.checkpoint_dir,
-            "can_grow": gang.num_slices < options.most_slices,
-        },
+        context=GangContext(
+            slice_index=member.slice_index,
+            num_slices=gang.num_slices,
+            host_index=member.host_index,
+            hosts_per_slice=gang.hosts_per_slice,
+            process_id=member.process_id,
+            num_processes=gang.num_processes,
+            attempt=number,
+            run_id=options.run_id,
+            slice_name=member.slice_name,
+            checkpoint_dir=options.checkpoint_dir,
+            can_grow=gang.num_slices < options.most_slices,
+        ),
         gang_env=gang_environment(gang, member, shape, megascale_port=megascale_port, user_env=options.user_env),
         user_env=options.user_env,
         preload=options.preload,

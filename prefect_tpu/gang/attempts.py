@@ -10,10 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import cloudpickle
-
 from prefect_tpu.cluster import inventory, runtime_env, session
-from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
+from prefect_tpu.core.errors import GangCancelledError
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
 from prefect_tpu.core.kinds import KINDS, Kind
@@ -28,7 +26,7 @@ from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.leases.lease import GangLease
 from prefect_tpu.leases.slices import GangSlices
-from prefect_tpu.wire import pickling
+from prefect_tpu.wire import failures, pickling
 
 log = logging.getLogger("prefect_tpu.gang")
 
@@ -233,14 +231,4 @@ def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseExc
     """What the function raised on the first culprit, with the host's traceback as its cause."""
     if verdict.kind is not Kind.USER_ERROR:
         return None
-    raised = next(one.raised for one in evidence if one.process_id == verdict.culprits[0])
-    if raised is None or raised.pickled is None:
-        return None
-    try:
-        error = cloudpickle.loads(raised.pickled)
-    except Exception:  # noqa: BLE001 - whatever the user's class does when it is rebuilt here
-        return None
-    if not isinstance(error, BaseException):
-        return None
-    error.__cause__ = RemoteTraceback(raised.traceback)
-    return error
+    return failures.rebuild(next(one.raised for one in evidence if one.process_id == verdict.culprits[0]))

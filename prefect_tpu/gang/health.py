@@ -146,8 +146,7 @@ class HealthMonitor:
                 continue
             tell_jax = number == first and number not in self._told
             self._told[number] = self.deadline_unix_seconds
-            reason = next(iter(one.notice for one in self.hosts if one.notice), "")
-            host.agent.notify_drain.remote(self.attempt_id, self.deadline_unix_seconds, reason, tell_jax)
+            host.agent.notify_drain.remote(self.attempt_id, self.deadline_unix_seconds, tell_jax)
 
     # -- hangs
 

@@ -95,7 +95,7 @@ class HostState:
             entered=self.entered,
             failed=True,
             failed_clearly=self.lost is not None or (self.raised is not None and not evidence.raised_by_peer_loss),
-            left=evidence.left_for_drain or evidence.left_to_resize,
+            left=self.raised is not None and self.raised.left != "",
             left_to_resize=evidence.left_to_resize,
         )
 

@@ -8,24 +8,18 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
-from prefect_tpu.core.evidence import LEFT_FOR_DRAIN, LEFT_TO_RESIZE
 from prefect_tpu.core.messages import Event, Exited, LogLine, Phase, Raised, Returned
 from prefect_tpu.host.reactor import Reader
 from prefect_tpu.host.streams import EventBuffer, LineSplitter
 from prefect_tpu.wire import channel, payload
 
-if TYPE_CHECKING:
-    from prefect_tpu.host.zygote_handle import Zygote
-
 log = logging.getLogger("prefect_tpu.host")
 
 EXIT_GRACE_SECONDS = 10.0
 """How long a process may take to end after its function did, before it is killed."""
-LEAVING = (LEFT_FOR_DRAIN, LEFT_TO_RESIZE)
-"""Who raised these waits until the driver ends the attempt, as the other hosts may still save."""
 KEPT_STDERR_LINES = 20
 MAX_DRAIN_READS = 2_000
 """What is left in a dead child's pipes is far less; a process that got away may go on writing."""
@@ -33,7 +27,12 @@ _READ_BYTES = 256 * 1024
 
 
 class HostAttempt:
-    """One child with its pipes. `take_*` are called by the supervisor's I/O thread only."""
+    """One child with its pipes. `take_*` are called by the supervisor's I/O thread only.
+
+    Attributes:
+        signal: sends a signal to a process of its zygote; None while it has no zygote.
+        kill: the same for SIGKILL to a process and everything that it has started.
+    """
 
     def __init__(self, attempt_id: str) -> None:
         self.id = attempt_id
@@ -46,7 +45,8 @@ class HostAttempt:
         self.returned = False
         self.forgotten = False
         self.kill_at: float | None = None
-        self.zygote: Zygote | None = None
+        self.signal: Callable[[int, int], None] | None = None
+        self.kill: Callable[[int], None] | None = None
         self.control: socket.socket | None = None
         self.result_file = -1
         self._forked_said = False
@@ -94,7 +94,8 @@ class HostAttempt:
     def _take(self, event: Event) -> None:
         self._say_forked()
         self.returned = self.returned or isinstance(event, Returned)
-        if isinstance(event, Raised) and event.type_name not in LEAVING:
+        # Who left waits until the driver ends the attempt, as the other hosts may still save.
+        if isinstance(event, Raised) and not event.left:
             self.kill_before(time.monotonic() + EXIT_GRACE_SECONDS)
         self.events.add(event)
 

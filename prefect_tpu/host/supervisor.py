@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import pickle
 import signal
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from prefect_tpu.host import devices, stacks
 from prefect_tpu.host.attempt import EXIT_GRACE_SECONDS, HostAttempt
 from prefect_tpu.host.reactor import Reactor
 from prefect_tpu.host.zygote_handle import Key, Zygote, key_of
-from prefect_tpu.linux import ports, processes
+from prefect_tpu.linux import processes
 from prefect_tpu.wire import channel, payload
 
 log = logging.getLogger("prefect_tpu.host")
@@ -62,10 +61,6 @@ class HostSupervisor:
         zygote = self._zygote(key_of(preload, user_env), None)
         self._wait_ready(zygote)
         return HostReport(__version__, os.getpid(), zygote.pid, time.monotonic() - started)
-
-    def free_ports(self, count: int) -> list[int]:
-        """Ports on this host that nobody listens on."""
-        return ports.free_ports(count)
 
     # -- an attempt
 
@@ -112,20 +107,17 @@ class HostSupervisor:
             attempt.command(do="finish")
             self._kill_after(attempt, EXIT_GRACE_SECONDS)
 
-    def notify_drain(
-        self, attempt_id: str, deadline_unix_seconds: float | None, reason: str, tell_jax: bool = False
-    ) -> None:
+    def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, tell_jax: bool = False) -> None:
         """Tell the function that a host of its gang is about to be taken away.
 
         Args:
             attempt_id: what runs.
             deadline_unix_seconds: when, if it is known.
-            reason: who says so.
             tell_jax: tell JAX's preemption service, too; on one host of the gang.
         """
         attempt = self._get(attempt_id)
         if attempt is not None:
-            attempt.command(do="drain", deadline_unix_seconds=deadline_unix_seconds, reason=reason, tell_jax=tell_jax)
+            attempt.command(do="drain", deadline_unix_seconds=deadline_unix_seconds, tell_jax=tell_jax)
 
     def offer(self, attempt_id: str, there: bool) -> None:
         """Tell the function that more slices are free, or not any more."""
@@ -136,9 +128,9 @@ class HostSupervisor:
     def stacks(self, attempt_id: str) -> str:
         """What the attempt's process is doing, for people to read."""
         attempt = self._get(attempt_id)
-        if attempt is None or attempt.zygote is None or not attempt.pid or attempt.over.is_set():
+        if attempt is None or attempt.signal is None or not attempt.pid or attempt.over.is_set():
             return "it has no process"
-        return stacks.dump(attempt.pid, attempt.zygote.signal)
+        return stacks.dump(attempt.pid, attempt.signal)
 
     def stop(self, attempt_id: str, grace_seconds: float) -> None:
         """End an attempt: a cancel that the function can see, SIGKILL to all of it after `grace_seconds`.
@@ -158,8 +150,8 @@ class HostSupervisor:
                 return
         if first and grace_seconds > 0:
             attempt.command(do="cancel")
-            if attempt.zygote is not None and attempt.pid:
-                attempt.zygote.signal(attempt.pid, signal.SIGTERM)
+            if attempt.signal is not None and attempt.pid:
+                attempt.signal(attempt.pid, signal.SIGTERM)
         self._kill_after(attempt, grace_seconds)
 
     def forget(self, attempt_id: str) -> None:
@@ -224,7 +216,7 @@ class HostSupervisor:
                 self._watch(zygote)
             zygote.used_at = time.monotonic()
             if attempt is not None:
-                attempt.zygote = zygote
+                attempt.signal, attempt.kill = zygote.signal, zygote.kill
                 zygote.attempts[attempt.id] = attempt
             self._end_surplus(keep=zygote)
             return zygote
@@ -270,7 +262,7 @@ class HostSupervisor:
             theirs, write_ends = attempt.open()
         payload_file = payload.create("prefect-tpu-payload")
         try:
-            payload.write(payload_file, [json.dumps(asdict(request)).encode(), *buffers])
+            payload.write(payload_file, [pickle.dumps(request, protocol=5), *buffers])
             for descriptor, read in attempt.readers():
                 self._reactor.add(descriptor, read)
             zygote.fork(attempt.id, [theirs.fileno(), payload_file, attempt.result_file, *write_ends])
@@ -337,8 +329,8 @@ class HostSupervisor:
             self._reactor.remove(descriptor)
         attempt.end(exit_code, signal_number)
         with self._lock:
-            if attempt.zygote is not None:
-                attempt.zygote.attempts.pop(attempt.id, None)
+            for zygote in self._living:
+                zygote.attempts.pop(attempt.id, None)
             self._end_surplus()
 
     def _kill_after(self, attempt: HostAttempt, seconds: float) -> None:
@@ -350,10 +342,10 @@ class HostSupervisor:
             attempts = [one for zygote in self._living for one in zygote.attempts.values()]
         now, waits = time.monotonic(), []
         for attempt in attempts:
-            if attempt.kill_at is None or not attempt.pid or attempt.zygote is None:
+            if attempt.kill_at is None or not attempt.pid or attempt.kill is None:
                 continue
             if attempt.kill_at <= now:
-                attempt.zygote.kill(attempt.pid)
+                attempt.kill(attempt.pid)
                 attempt.kill_at = now + KILL_REPEAT_SECONDS
             waits.append(attempt.kill_at - now)
         return min(waits, default=None)

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-from cloudpickle import cloudpickle as _internals
 
-from prefect_tpu.wire import unpicklable
+from prefect_tpu.wire import cloudpickle_api, unpicklable
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on travel beside the stream; smaller ones are not worth a page of their own."""
@@ -30,8 +29,6 @@ _INSTALLED_PARTS = frozenset({"site-packages", "dist-packages"})
 _STANDARD_LIBRARY = tuple(
     Path(path).resolve() for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")} if path
 )
-NO_FILE = "<dynamic-code>"
-"""What cloudpickle gives for the file of a function that travels by value."""
 _OWN_PACKAGE = __name__.partition(".")[0]
 
 
@@ -115,8 +112,7 @@ class ClassesOfDriver:
     """
 
     def __init__(self) -> None:
-        with _internals._DYNAMIC_CLASS_TRACKER_LOCK:
-            self._ids = dict(_internals._DYNAMIC_CLASS_TRACKER_BY_CLASS)
+        self._ids = cloudpickle_api.class_ids()
 
     def tracker_id(self, cls: type) -> str | None:
         """cloudpickle's id of the class, the same in the driver; None if it was made here."""
@@ -181,12 +177,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if tracked is not None:
                 return _class_of_driver, (tracked, obj.__qualname__)
             if obj.__module__ in self._modules:
-                return _internals._dynamic_class_reduce(obj)
+                return cloudpickle_api.reduce_class(obj)
         elif isinstance(obj, types.FunctionType):
             if obj.__module__ in self._modules:
-                return self._dynamic_function_reduce(obj)
+                return cloudpickle_api.reduce_function(self, obj)
         elif isinstance(obj, types.CodeType):
-            return _code_with_its_file(obj)
+            return cloudpickle_api.reduce_code(obj)
         elif isinstance(obj, types.ModuleType):
             if obj.__name__ in self._modules:
                 return _make_module, (obj.__name__,), _module_state(obj), None, None, _set_module_state
@@ -197,14 +193,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
 
-def _code_with_its_file(code: types.CodeType) -> Any:
-    """cloudpickle 3.1.3 takes the file's name out, and with it the lines of source in tracebacks from hosts."""
-    make, arguments = _internals._code_reduce(code)
-    return make, tuple(code.co_filename if one == NO_FILE else one for one in arguments)
-
-
 def _class_of_driver(tracker_id: str, name: str) -> type:
-    found: type | None = _internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
+    found = cloudpickle_api.class_of_id(tracker_id)
     if found is None:
         raise pickle.UnpicklingError(f"class {name} came from a process that is not this one, or is gone from it")
     return found

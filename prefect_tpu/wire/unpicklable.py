@@ -8,9 +8,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cloudpickle import cloudpickle as _internals
-
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.wire.cloudpickle_api import global_names
 
 MAX_DEPTH = 12
 MAX_TRIES = 2_000
@@ -109,7 +108,7 @@ def _function_parts(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield f"closure variable {name!r}", cell.cell_contents
         except ValueError:  # not bound yet
             continue
-    for name in _internals._extract_code_globals(fn.__code__):
+    for name in global_names(fn.__code__):
         if name in fn.__globals__:
             yield f"global variable {name!r}", fn.__globals__[name]
     parameters = fn.__code__.co_varnames[: fn.__code__.co_argcount]

@@ -135,7 +135,7 @@ def test_a_hang_is_infrastructure() -> None:
     assert decide([host(0, raised=raised()), host(1, hung=True)]).kind is Kind.USER_ERROR
 
 
-RESIZING = raised("prefect_tpu.runtime.Resizing", "left")
+RESIZING = Raised("function", "prefect_tpu.runtime.Resizing", "left", "", left="resize")
 
 
 def test_leaving_at_a_resize_point_is_charged_to_nothing() -> None:

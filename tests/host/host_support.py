@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from prefect_tpu.core.messages import Event, Exited, JaxInit, LaunchRequest, LogLine, LogRecord, Raised, Returned
+from prefect_tpu.core.messages import (
+    Event,
+    Exited,
+    GangContext,
+    JaxInit,
+    LaunchRequest,
+    LogLine,
+    LogRecord,
+    Raised,
+    Returned,
+)
 from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux import processes
 from prefect_tpu.wire import payload, pickling
@@ -37,7 +47,7 @@ def make_request(**changes: Any) -> LaunchRequest:
         "slice_name": "slice-a",
     } | changes.pop("context", {})
     fields = {"gang_env": {}, "user_env": CPU_JAX, "preload": PRELOAD, "jax": None} | changes
-    return LaunchRequest(attempt_id=uuid4().hex, context=context, **fields)
+    return LaunchRequest(attempt_id=uuid4().hex, context=GangContext(**context), **fields)
 
 
 class Run:

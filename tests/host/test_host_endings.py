@@ -18,6 +18,7 @@ from prefect_tpu.host import attempt
 from prefect_tpu.host import supervisor as host_module
 from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux import processes
+from prefect_tpu.linux.ports import free_ports
 from prefect_tpu.wire import payload, pickling
 from tests.host.host_support import CPU_JAX, PRELOAD, Run, alive, jax_init, make_request, supervisor, wait_gone
 
@@ -135,7 +136,7 @@ def test_cancel_is_seen_although_jax_takes_sigterm(host: HostSupervisor) -> None
         finally:
             print("cleaned up")
 
-    (port,) = host.free_ports(1)
+    (port,) = free_ports(1)
     run = Run(host, fn, jax=jax_init(host, 0, 1, port))
     run.until_line("working")
     host.stop(run.id, 20.0)
@@ -184,7 +185,7 @@ def test_own_sigterm_handler_is_left_in_peace(host: HostSupervisor) -> None:
 
 
 def test_stop_while_jax_connects_does_not_wait_for_it(host: HostSupervisor) -> None:
-    (port,) = host.free_ports(1)
+    (port,) = free_ports(1)
     run = Run(host, family, jax=jax_init(host, 1, 2, port))
     time.sleep(0.5)
     started = time.monotonic()
@@ -257,7 +258,7 @@ def test_who_leaves_waits_for_the_others(host: HostSupervisor, monkeypatch: pyte
 
     run = Run(host, fn)
     raised: Raised = run.until_type(Raised)
-    assert raised.type_name == "prefect_tpu.runtime.Left"
+    assert raised.left == "drain"
     time.sleep(1.5)
     assert alive([run.pid]), "its agent has ended it while others may still save"
     host.stop(run.id, 0)

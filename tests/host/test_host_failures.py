@@ -14,6 +14,7 @@ import pytest
 
 from prefect_tpu.core.messages import Exited, JaxInit, Raised
 from prefect_tpu.host.supervisor import HostSupervisor
+from prefect_tpu.linux.ports import free_ports
 from prefect_tpu.wire import pickling
 from tests.host.host_support import PRELOAD, Run, supervisor
 
@@ -222,7 +223,7 @@ def test_jax_that_cannot_initialize(host: HostSupervisor) -> None:
     def fn() -> None:
         return None
 
-    (port,) = host.free_ports(1)
+    (port,) = free_ports(1)
     run = Run(host, fn, jax=JaxInit(f"127.0.0.1:{port}", 2, 0, 1))  # the other process never comes
     ended = run.until_type(Raised, Exited)
     if isinstance(ended, Raised):

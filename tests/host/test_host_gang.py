@@ -14,6 +14,7 @@ import pytest
 
 from prefect_tpu.core.messages import Exited, Phase, Raised, Returned
 from prefect_tpu.host.supervisor import HostSupervisor
+from prefect_tpu.linux.ports import free_ports
 from prefect_tpu.wire import payload, pickling
 from tests.host.host_support import Run, jax_init, supervisor
 
@@ -28,7 +29,7 @@ def hosts() -> Iterator[list[HostSupervisor]]:
 
 def launch(hosts: list[HostSupervisor], fn: Callable[..., Any], *args: Any, can_grow: bool = False) -> list[Run]:
     """One process per supervisor: two slices of one host with two CPU devices each."""
-    (port,) = hosts[0].free_ports(1)
+    (port,) = free_ports(1)
     return [
         Run(
             host,
@@ -110,7 +111,7 @@ def test_all_hosts_leave_at_the_same_resize_point(hosts: list[HostSupervisor], t
     for run in reversed(runs):
         run.host.offer(run.id, True)
         time.sleep(0.3)
-    assert [run.until_type(Raised).type_name for run in runs] == ["prefect_tpu.runtime.Resizing"] * 2
+    assert [run.until_type(Raised).left for run in runs] == ["resize"] * 2
     first, second = (int((tmp_path / f"saved-{number}").read_text()) for number in range(2))
     assert first == second > 0
     for run in runs:

@@ -17,6 +17,7 @@ from prefect_tpu.core.messages import Exited, Phase, Poll, Progress, Returned
 from prefect_tpu.host import streams
 from prefect_tpu.host import supervisor as host_module
 from prefect_tpu.host.supervisor import HostSupervisor
+from prefect_tpu.linux.ports import free_ports
 from prefect_tpu.wire import payload, pickling
 from tests.host.host_support import CPU_JAX, PRELOAD, Run, make_request, supervisor
 
@@ -298,7 +299,7 @@ def test_drain_notice_reaches_the_function(host: HostSupervisor) -> None:
 
     run = Run(host, fn)
     run.until_line("running False")
-    host.notify_drain(run.id, 2_000_000_000.0, "maintenance")
+    host.notify_drain(run.id, 2_000_000_000.0)
     draining, deadline = run.value()
     assert draining
     assert deadline.timestamp() == 2_000_000_000.0
@@ -354,9 +355,7 @@ def test_prepares_share_a_zygote_and_old_ones_are_ended() -> None:
 
 
 def test_free_ports_differ() -> None:
-    with supervisor() as fresh:
-        ports = fresh.free_ports(20)
-    assert len(set(ports)) == 20
+    assert len(set(free_ports(20))) == 20
 
 
 def test_an_attempt_id_is_used_once(host: HostSupervisor) -> None:

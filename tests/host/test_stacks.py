@@ -16,8 +16,8 @@ from tests.waiting import eventually
 
 SLEEPER = """
 import time
-from prefect_tpu.host import stacks
-stacks.answer_signals()
+from prefect_tpu.host.process import stack_signal
+stack_signal.answer_signals()
 def stuck_here():
     print("ready", flush=True)
     time.sleep(600)
@@ -26,8 +26,8 @@ stuck_here()
 COMPILER = """
 import os, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
-from prefect_tpu.host import stacks
-stacks.answer_signals()
+from prefect_tpu.host.process import stack_signal
+stack_signal.answer_signals()
 import jax, jax.numpy as jnp
 def heavy(x):
     for _ in range(3000):

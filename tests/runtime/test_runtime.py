@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from prefect_tpu import runtime
 from prefect_tpu.core.errors import ConfigurationError, NotInGangError
+from prefect_tpu.core.messages import GangContext
+from prefect_tpu.runtime import process, reporter
 
 CONTEXT = {
     "slice_index": 1,
@@ -30,9 +33,9 @@ CONTEXT = {
 @pytest.fixture
 def sent() -> Iterator[list[tuple[int | None, dict[str, float]]]]:
     reports: list[tuple[int | None, dict[str, float]]] = []
-    runtime._enter(CONTEXT, lambda step, values, *_: reports.append((step, values)))
+    process.enter(GangContext(**CONTEXT), lambda step, values, *_: reports.append((step, values)))
     yield reports
-    runtime._process = None
+    process.this = None
 
 
 def test_outside_a_gang_there_is_an_error_or_the_default() -> None:
@@ -58,12 +61,12 @@ def test_context_has_every_field(sent: object) -> None:
 def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
     """The earliest deadline wins; a notice without one does not remove it."""
     context = runtime.current()
-    runtime._notice(None, "first")
+    process.notice(None)
     assert context.draining
     assert context.deadline is None
     for seconds in (2_000.0, 1_000.0, 3_000.0):
-        runtime._notice(seconds, "later")
-    runtime._notice(None, "again")
+        process.notice(seconds)
+    process.notice(None)
     assert context.deadline is not None
     assert context.deadline.timestamp() == 1_000.0
     assert context.deadline.tzinfo is not None
@@ -72,7 +75,7 @@ def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
 def test_a_resize_point_needs_jax_where_hosts_must_agree(sent: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several host processes; where the gang cannot grow it does nothing."""
     runtime.resize_point()
-    runtime._enter(CONTEXT | {"can_grow": True}, lambda *_: None)
+    process.enter(GangContext(**CONTEXT | {"can_grow": True}), lambda *_: None)
     with pytest.raises(ConfigurationError, match="jax_distributed"):
         runtime.resize_point()
 
@@ -80,30 +83,30 @@ def test_a_resize_point_needs_jax_where_hosts_must_agree(sent: object, monkeypat
 def test_one_process_leaves_by_itself() -> None:
     """It saves first; before more slices are there it goes on."""
     saved: list[str] = []
-    runtime._enter(CONTEXT | {"can_grow": True, "num_processes": 1}, lambda *_: None)
+    process.enter(GangContext(**CONTEXT | {"can_grow": True, "num_processes": 1}), lambda *_: None)
     try:
         runtime.resize_point(lambda: saved.append("too early"))
-        runtime._offer_more_slices(True)
+        process.offer_more_slices(True)
         with pytest.raises(runtime.Resizing):
             runtime.resize_point(lambda: saved.append("in time"))
     finally:
-        runtime._process = None
+        process.this = None
     assert saved == ["in time"]
 
 
 def test_reports_are_rate_limited_and_the_newest_is_kept() -> None:
     sent: list[object] = []
     now = 0.0
-    reporter = runtime._Reporter(lambda step, values, *_: sent.append((step, values)), clock=lambda: now)
+    one = reporter.Reporter(lambda step, values, *_: sent.append((step, values)), clock=lambda: now)
     for step in range(10):
-        reporter.report(step, {"loss": step})
+        one.report(step, {"loss": step})
     assert sent == [(0, {"loss": 0.0})]
-    now = runtime.REPORT_INTERVAL_SECONDS
-    reporter.report(10, {"loss": 10})
+    now = reporter.REPORT_INTERVAL_SECONDS
+    one.report(10, {"loss": 10})
     assert sent[1:] == [(10, {"loss": 10.0})]
-    reporter.report(11, {"loss": 11})
-    reporter.flush()
-    reporter.flush()
+    one.report(11, {"loss": 11})
+    one.flush()
+    one.flush()
     assert sent[2:] == [(11, {"loss": 11.0})]
 
 
@@ -115,8 +118,8 @@ def test_a_held_back_value_that_is_gone_is_left_out() -> None:
             raise RuntimeError("deleted")
 
     sent: list[object] = []
-    reporter = runtime._Reporter(lambda step, values, *_: sent.append((step, values)))
-    reporter.report(None, {"gone": Gone(), "loss": 1})
+    one = reporter.Reporter(lambda step, values, *_: sent.append((step, values)))
+    one.report(None, {"gone": Gone(), "loss": 1})
     assert sent == [(None, {"loss": 1.0})]
 
 
@@ -147,8 +150,8 @@ def test_callbacks_learn_of_a_drain_once(sent: object) -> None:
 
     runtime.on_drain(fails)
     runtime.on_drain(lambda: called.put(threading.current_thread().name))
-    runtime._notice(1_900_000_000, "first")
-    runtime._notice(1_800_000_000, "second")
+    process.notice(1_900_000_000)
+    process.notice(1_800_000_000)
     runtime.on_drain(late)
     assert {called.get(timeout=10), called.get(timeout=10)} == {"prefect-tpu-drain", "late"}
     assert called.empty()
@@ -164,3 +167,10 @@ def test_leaving_sends_what_was_reported(sent: list[tuple[int | None, dict[str, 
         except Exception:  # noqa: BLE001
             pytest.fail("a training loop's own handler has caught it")
     assert sent == [(1, {}), (2, {})]
+
+
+def test_what_is_raised_has_its_public_name() -> None:
+    """In tracebacks and messages, and where it is rebuilt."""
+    for cls in (runtime.Cancelled, runtime.Left, runtime.Resizing):
+        assert cls.__module__ == "prefect_tpu.runtime"
+        assert type(pickle.loads(pickle.dumps(cls("x")))) is cls

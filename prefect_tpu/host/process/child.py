@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
-import json
 import logging
 import os
 import pickle
@@ -19,17 +18,16 @@ import socket
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from prefect_tpu import runtime
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.messages import Event, Phase, Progress, Raised, Returned, Stage
-from prefect_tpu.core.text import cut
+from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
 from prefect_tpu.host.process.output import log_to, take_streams
-from prefect_tpu.host.process.raised import cause_types, text_of, traceback_of, type_name
 from prefect_tpu.host.process.result_summary import summarize
-from prefect_tpu.wire import payload, pickling
+from prefect_tpu.runtime import process
+from prefect_tpu.runtime.reporter import REPORT_INTERVAL_SECONDS
+from prefect_tpu.wire import failures, payload, pickling
 from prefect_tpu.wire.channel import receive_command, send_event
 
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
@@ -73,18 +71,18 @@ class _Attempt:
     cancel_raised: bool = False
     finish: threading.Event = field(default_factory=threading.Event)
     classes: pickling.ClassesOfDriver | None = None
-    process: runtime._Process | None = None
+    gang: process.HostProcess | None = None
 
     def run(self) -> int:
         self.exit_code = EXIT_CODE_CANCELLED
         try:
             returned = self._work()
-        except runtime.Cancelled:
+        except process.Cancelled:
             return self.exit_code
-        except runtime.Left as error:
+        except process.Left as error:
             # Others may still save; if JAX's coordinator went now, they would be torn out of it.
             self.exit_code = 1
-            self.send(self._raised(error))
+            self.send(self._raised(error, left="resize" if isinstance(error, process.Resizing) else "drain"))
             self.finish.wait()
             return self.exit_code
         except BaseException as error:  # noqa: BLE001 - whatever is raised is told to the driver
@@ -98,7 +96,7 @@ class _Attempt:
             self.finish.wait()
             jax_api.shut_down()
             self.exit_code = 0
-        except runtime.Cancelled:
+        except process.Cancelled:
             return self.exit_code
         return self.exit_code
 
@@ -112,17 +110,17 @@ class _Attempt:
 
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
-        request = json.loads(bytes(buffers[0]))
-        os.environ.update(request["gang_env"])
-        os.environ.update(request["user_env"])
+        request: LaunchRequest = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
+        os.environ.update(request.gang_env)
+        os.environ.update(request.user_env)
         _reseed()
-        log_to(self.send, request["log_level"])
-        prefect_context.install(str(request["context"]["run_id"]))
-        self.process = runtime._enter(request["context"], lambda *report: self.send(Progress(*report)))
+        log_to(self.send, request.log_level)
+        prefect_context.install(request.context.run_id)
+        self.gang = process.enter(request.context, lambda *report: self.send(Progress(*report)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
-        if request["jax"] is not None:
+        if request.jax is not None:
             self.stage = "jax"
-            jax_api.start(request["jax"])
+            jax_api.start(request.jax)
             self.send(Phase("initialized"))
         # Runs after what the function registers, before what JAX did when it was imported.
         atexit.register(self._leave)
@@ -138,8 +136,8 @@ class _Attempt:
         return self._ship(result)
 
     def _ship(self, result: Any) -> Returned:
-        assert self.process is not None
-        self.process.reporter.flush()
+        assert self.gang is not None
+        self.gang.reporter.flush()
         try:
             buffers = pickling.dumps(result, known=self.classes)
         except ConfigurationError as error:
@@ -148,27 +146,10 @@ class _Attempt:
         self.stage = "transfer"
         return Returned(payload.write(self.result_file, buffers), summarize(result))
 
-    def _raised(self, error: BaseException) -> Raised:
-        stage = self.stage
+    def _raised(self, error: BaseException, left: Literal["", "drain", "resize"] = "") -> Raised:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        return Raised(
-            stage=stage,
-            type_name=type_name(error),
-            message=cut(text_of(error)),
-            traceback=traceback_of(error, _NOT_THE_USERS if stage == "function" else frozenset()),
-            pickled=self._pickled(error) if stage == "function" else None,
-            cause_types=cause_types(error),
-        )
-
-    def _pickled(self, error: BaseException) -> bytes | None:
-        """The exception, if the driver will be able to rebuild it."""
-        try:
-            data = pickling.dumps_inline(error, known=self.classes)
-            rebuilt = pickle.loads(data)  # noqa: S301 - our own bytes
-        except Exception:  # noqa: BLE001 - the user's class does what it does; its text travels anyway
-            return None
-        return data if type(rebuilt) is type(error) else None
+        return failures.describe(error, self.stage, classes=self.classes, not_the_users=_NOT_THE_USERS, left=left)
 
     def send(self, event: Event) -> None:
         try:
@@ -180,11 +161,11 @@ class _Attempt:
     # -- what the agent tells
 
     def _listen(self) -> None:
-        assert self.process is not None
+        assert self.gang is not None
         while True:
-            ready, _, _ = select.select([self.channel], [], [], runtime.REPORT_INTERVAL_SECONDS)
+            ready, _, _ = select.select([self.channel], [], [], REPORT_INTERVAL_SECONDS)
             if not ready:
-                self.process.reporter.flush()
+                self.gang.reporter.flush()
                 continue
             command = receive_command(self.channel)
             if command is None:
@@ -193,11 +174,11 @@ class _Attempt:
                 case "cancel":
                     self._cancel()
                 case "drain":
-                    runtime._notice(command["deadline_unix_seconds"], command["reason"])
+                    process.notice(command["deadline_unix_seconds"])
                     if command["tell_jax"]:
                         jax_api.tell_of_preemption()
                 case "offer":
-                    runtime._offer_more_slices(command["there"])
+                    process.offer_more_slices(command["there"])
                 case "finish":
                     self.finish.set()
 
@@ -210,7 +191,7 @@ class _Attempt:
     def on_cancel_signal(self, *_: Any) -> None:
         if not self.cancel_raised:
             self.cancel_raised = True
-            raise runtime.Cancelled("the gang is cancelled; this process is killed when the grace period is over")
+            raise process.Cancelled("the gang is cancelled; this process is killed when the grace period is over")
 
     def reset_signals(self) -> None:
         """In what the function forks: SIGTERM ends a process, as everywhere else."""

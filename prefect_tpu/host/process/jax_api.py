@@ -10,23 +10,25 @@ import sys
 import time
 from typing import Any
 
+from prefect_tpu.core.messages import JaxInit
+
 JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
 """Less than the grace that the agent gives a process that has returned."""
 COORDINATOR_CONNECT_SECONDS = 5.0
 COORDINATOR_RETRY_SECONDS = 0.01
 
 
-def start(init: dict[str, Any]) -> None:
+def start(init: JaxInit) -> None:
     """Make this process one of JAX's distributed runtime."""
     import jax
 
-    if init["process_id"] != 0:
-        _wait_for_coordinator(init["coordinator_address"], init["initialization_timeout_seconds"])
+    if init.process_id != 0:
+        _wait_for_coordinator(init.coordinator_address, init.initialization_timeout_seconds)
     jax.distributed.initialize(
-        coordinator_address=init["coordinator_address"],
-        num_processes=init["num_processes"],
-        process_id=init["process_id"],
-        initialization_timeout=init["initialization_timeout_seconds"],
+        coordinator_address=init.coordinator_address,
+        num_processes=init.num_processes,
+        process_id=init.process_id,
+        initialization_timeout=init.initialization_timeout_seconds,
         shutdown_timeout_seconds=JAX_SHUTDOWN_TIMEOUT_SECONDS,
         cluster_detection_method="deactivate",  # we know it all; asking the cloud's metadata costs seconds
     )

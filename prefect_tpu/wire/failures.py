@@ -1,0 +1,102 @@
+"""Exceptions of the function on their way from a host process to the driver: both ends."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Set
+from typing import Literal
+
+from prefect_tpu.core.errors import RemoteTraceback
+from prefect_tpu.core.messages import Raised, Stage
+from prefect_tpu.core.text import cut
+from prefect_tpu.wire import pickling
+
+MAX_TRACEBACK_CHARS = 100_000
+MAX_CAUSES = 20
+
+
+def describe(
+    error: BaseException,
+    stage: Stage,
+    *,
+    classes: pickling.ClassesOfDriver | None = None,
+    not_the_users: Set[str] = frozenset(),
+    left: Literal["", "drain", "resize"] = "",
+) -> Raised:
+    """On the host: what is told of an exception. What the function raised travels itself, if it can.
+
+    Args:
+        error: what was raised.
+        stage: where.
+        classes: that the driver has.
+        not_the_users: files whose frames are left out at the beginning of the traceback of the function.
+        left: whether the function left, and why.
+    """
+    in_function = stage == "function"
+    return Raised(
+        stage=stage,
+        type_name=_type_name(error),
+        message=cut(_text_of(error)),
+        traceback=_traceback_of(error, not_the_users if in_function else frozenset()),
+        pickled=_pickled(error, classes) if in_function else None,
+        cause_types=_cause_types(error),
+        left=left,
+    )
+
+
+def rebuild(raised: Raised | None) -> BaseException | None:
+    """In the driver: the exception with the host's traceback as its cause; None if it did not travel."""
+    if raised is None or raised.pickled is None:
+        return None
+    try:
+        error = pickle.loads(raised.pickled)  # noqa: S301 - from a host process of ours
+    except Exception:  # noqa: BLE001 - whatever the user's class does when it is rebuilt here
+        return None
+    if not isinstance(error, BaseException):
+        return None
+    error.__cause__ = RemoteTraceback(raised.traceback)
+    return error
+
+
+def _pickled(error: BaseException, classes: pickling.ClassesOfDriver | None) -> bytes | None:
+    """The exception, if the driver will be able to rebuild it."""
+    try:
+        data = pickling.dumps_inline(error, known=classes)
+        rebuilt = pickle.loads(data)  # noqa: S301 - our own bytes
+    except Exception:  # noqa: BLE001 - the user's class does what it does; its text travels anyway
+        return None
+    return data if type(rebuilt) is type(error) else None
+
+
+def _cause_types(error: BaseException) -> tuple[str, ...]:
+    """What it was raised from, or while that was handled; bounded, for a chain may be a ring."""
+    names: list[str] = []
+    cause = error.__cause__ or error.__context__
+    while cause is not None and len(names) < MAX_CAUSES:
+        names.append(_type_name(cause))
+        cause = cause.__cause__ or cause.__context__
+    return tuple(names)
+
+
+def _type_name(error: BaseException) -> str:
+    """Of its class: with the module, unless that is `builtins` or `__main__`."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text_of(error: BaseException) -> str:
+    """Its message, also if its own `__str__` fails."""
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - the user's __str__
+        return f"<its __str__ raised {type(failure).__name__}>"
+
+
+def _traceback_of(error: BaseException, not_the_users: Set[str]) -> str:
+    """Its text, without the first frames that are in files of `not_the_users`; bounded."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename in not_the_users:
+        trace = trace.tb_next
+    text = "".join(traceback.TracebackException(type(error), error, trace, compact=True).format())
+    return text[-MAX_TRACEBACK_CHARS:]
