@@ -22,7 +22,7 @@ from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, WorkP
 
 from prefect_tpu import LocalFleet, RayFleetBlock, TpuSlicePool, cli
 from prefect_tpu.core import errors
-from prefect_tpu.core.verdict import CHARGED_TO
+from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.settings import TpuSettings, describe_settings
 from prefect_tpu.task_run.arguments import RunnerOptions
 
@@ -336,7 +336,7 @@ def test_every_kind_of_end_is_in_the_table() -> None:
     for row in rows(page_text("retries.md")):
         if row[0].isupper():
             found.setdefault(row[0], set()).add(row[2])
-    assert found == {kind.value: {charge} for kind, charge in CHARGED_TO.items()}
+    assert found == {kind.value: {row.charge} for kind, row in KINDS.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

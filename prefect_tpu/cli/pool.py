@@ -31,11 +31,8 @@ def pool_status(
     loaded = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}")
     found: Any = loaded.status(_sync=True)  # type: ignore[call-arg]
     options = loaded.resolve()
-    enough = (
-        bool(found["fitting"] >= sizes_of(options.num_slices)[0])
-        if found["up"]
-        else not found["problem"].startswith("no ")
-    )
+    least = sizes_of(options.num_slices)[0]
+    enough = bool(found["fitting"] >= least) if found["up"] else not found["problem"].startswith("no ")
     enough = enough or (found["up"] and isinstance(loaded.fleet, QueuedResourceFleetBlock))  # they come when wanted
     if json:
         tell(json, {"pool": pool, "num_slices": options.num_slices, **found}, "")

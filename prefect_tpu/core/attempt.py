@@ -1,86 +1,108 @@
-"""One attempt as a state machine: PENDING, LEASING, LAUNCHING, RUNNING, (DRAINING,) STOPPING, ENDED."""
+"""When a running attempt is over. Asked once a round; no I/O, and the clock is the caller's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from prefect_tpu.core.verdict import Kind
-
-
-class Phase(StrEnum):
-    """Where an attempt is."""
-
-    PENDING = "PENDING"
-    LEASING = "LEASING"
-    LAUNCHING = "LAUNCHING"
-    RUNNING = "RUNNING"
-    DRAINING = "DRAINING"
-    STOPPING = "STOPPING"
-    ENDED = "ENDED"
-
-
-_NEXT = {
-    Phase.PENDING: (Phase.LEASING,),
-    Phase.LEASING: (Phase.LAUNCHING,),
-    Phase.LAUNCHING: (Phase.RUNNING,),
-    Phase.RUNNING: (),
-    Phase.DRAINING: (),
-    Phase.STOPPING: (Phase.ENDED,),
-    Phase.ENDED: (),
-}
+from prefect_tpu.core.kinds import Kind
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """An attempt's state. Every method returns the next one and refuses what cannot follow.
+class HostFacts:
+    """One host process in one round.
 
     Attributes:
-        number: counted from 1.
-        phase: where it is.
-        outcome: what it ends with, known from STOPPING on; decided once.
-        deadline_seconds: while DRAINING, when the host goes away, on the caller's clock.
+        returned: its function has returned.
+        entered: its function has been entered.
+        failed: it has raised, ended or been lost.
+        failed_clearly: in a way that is no consequence of what happened elsewhere.
+        left: by `runtime.leave()` or at a resize point; it waits for the others to do so.
+        left_to_resize: at a resize point.
     """
 
-    number: int
-    phase: Phase = Phase.PENDING
-    outcome: Kind | None = None
-    deadline_seconds: float | None = None
+    returned: bool = False
+    entered: bool = False
+    failed: bool = False
+    failed_clearly: bool = False
+    left: bool = False
+    left_to_resize: bool = False
 
-    def lease(self) -> Attempt:
-        """Start to look for slices."""
-        return self._go(Phase.LEASING)
 
-    def launch(self) -> Attempt:
-        """Slices are reserved; start the host processes."""
-        return self._go(Phase.LAUNCHING)
+@dataclass(frozen=True, slots=True)
+class OutsideFacts:
+    """What comes from outside in one round.
 
-    def run(self) -> Attempt:
-        """Every host process is up."""
-        return self._go(Phase.RUNNING)
+    Attributes:
+        cancelled: somebody wants it to end.
+        draining: a slice is about to be taken away.
+        deadline_passed: and ought to be gone by now.
+        hung: no host makes progress any more.
+    """
 
-    def notice(self, deadline_seconds: float) -> Attempt:
-        """A host will go away. The earliest deadline of several wins; a notice never undoes an outcome."""
-        if self.phase not in (Phase.RUNNING, Phase.DRAINING):
-            return self
-        earliest = min(deadline_seconds, self.deadline_seconds or deadline_seconds)
-        return replace(self, phase=Phase.DRAINING, deadline_seconds=earliest)
+    cancelled: bool = False
+    draining: bool = False
+    deadline_passed: bool = False
+    hung: bool = False
 
-    def stop(self, outcome: Kind) -> Attempt:
-        """Everybody returned, somebody failed, or it was cancelled. The first outcome stands."""
-        if self.phase in (Phase.STOPPING, Phase.ENDED):
-            return self
-        if outcome is Kind.UNPROVISIONED and self.phase is not Phase.LEASING:
-            raise ValueError(f"only LEASING can end UNPROVISIONED, not {self.phase.value}")
-        if outcome is Kind.SUCCEEDED and self.phase not in (Phase.RUNNING, Phase.DRAINING):
-            raise ValueError(f"cannot succeed in {self.phase.value}")
-        return replace(self, phase=Phase.STOPPING, outcome=outcome)
 
-    def end(self) -> Attempt:
-        """Every process of this attempt is known to be dead."""
-        return self._go(Phase.ENDED)
+@dataclass(slots=True)
+class Watch:
+    """Decides when an attempt is over that was launched at `launched_at`.
 
-    def _go(self, phase: Phase) -> Attempt:
-        if phase not in _NEXT[self.phase]:
-            raise ValueError(f"an attempt cannot go from {self.phase.value} to {phase.value}")
-        return replace(self, phase=phase)
+    Attributes:
+        timeout_seconds: of the task, from the launch; None for no limit.
+        launch_timeout_seconds: within which every host must have entered the function.
+        leave_timeout_seconds: how long those that have left wait for the others.
+        failure_window_seconds: how long the others are heard after the first failure.
+        clear_failure_window_seconds: the same after one that is no consequence of another.
+        entered_at: when every host had entered the function; None before.
+        late: indices of hosts that this round has found late. To the rounds that follow they are to have failed.
+    """
+
+    launched_at: float
+    timeout_seconds: float | None
+    launch_timeout_seconds: float
+    leave_timeout_seconds: float
+    failure_window_seconds: float
+    clear_failure_window_seconds: float
+    entered_at: float | None = field(init=False, default=None)
+    late: tuple[int, ...] = field(init=False, default=())
+    _window_ends: float = field(init=False, default=math.inf)
+    _clear: bool = field(init=False, default=False)
+
+    def next(self, hosts: Sequence[HostFacts], outside: OutsideFacts, now: float) -> Kind | Literal["judge"] | None:
+        """What the attempt ends with: a kind, or "judge" if the evidence decides; None: it goes on."""
+        self.late = ()
+        if all(host.returned for host in hosts):
+            return Kind.SUCCEEDED
+        if outside.cancelled:
+            return Kind.CANCELLED
+        if outside.deadline_passed or outside.hung:
+            return "judge"
+        if self.timeout_seconds and now >= self.launched_at + self.timeout_seconds:
+            return Kind.TIMED_OUT
+        if self.entered_at is None:
+            if all(host.entered for host in hosts):
+                self.entered_at = now
+            elif now >= self.launched_at + self.launch_timeout_seconds:
+                self.late = tuple(index for index, host in enumerate(hosts) if not host.entered)
+                hosts = [host if host.entered else replace(host, failed=True, failed_clearly=True) for host in hosts]
+        failed = [host for host in hosts if host.failed]
+        if failed and self._heard_enough(hosts, failed, outside, now):
+            return "judge"
+        return None
+
+    def _heard_enough(
+        self, hosts: Sequence[HostFacts], failed: Sequence[HostFacts], outside: OutsideFacts, now: float
+    ) -> bool:
+        """Whether those that have not failed have had their time to say why, or to leave as well."""
+        leaves = all(host.left for host in failed) and (outside.draining or any(host.left_to_resize for host in failed))
+        window = self.leave_timeout_seconds if leaves else self.failure_window_seconds
+        self._window_ends = min(self._window_ends, now + window)
+        if not leaves and not self._clear and any(host.failed_clearly for host in failed):
+            self._clear = True
+            self._window_ends = min(self._window_ends, now + self.clear_failure_window_seconds)
+        return now >= self._window_ends or all(host.failed or host.returned for host in hosts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from prefect_tpu.core.messages import Raised
+from prefect_tpu.core.stages import STAGES
 
 MAX_KEPT_CHARS = 4_000
 """Of a traceback, in the ledger."""
@@ -15,7 +16,6 @@ LEFT_TO_RESIZE = "prefect_tpu.runtime.Resizing"
 """What `runtime.resize_point()` raises when the run is to go on with more slices."""
 JAX_RUNTIME_ERRORS = frozenset({"XlaRuntimeError", "JaxRuntimeError"})
 """What JAX raises on a host whose peers are gone. It says nothing about who was first."""
-_FATAL_STAGES = ("runtime_env", "environment", "preload", "unpickle", "result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class HostEvidence:
 
     @property
     def raised_in_function(self) -> bool:
-        return self.raised is not None and self.raised.stage == "function"
+        return self.raised is not None and STAGES[self.raised.stage].blames == "function"
 
     @property
     def raised_by_peer_loss(self) -> bool:
@@ -95,7 +95,7 @@ class HostEvidence:
     @property
     def raised_fatal(self) -> bool:
         """Failed in a way that no repetition mends: cannot import, cannot unpickle, cannot ship back."""
-        return self.raised is not None and self.raised.stage in _FATAL_STAGES
+        return self.raised is not None and STAGES[self.raised.stage].blames == "setup"
 
     @property
     def crashed(self) -> bool:

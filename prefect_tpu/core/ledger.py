@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from prefect_tpu.core.kinds import Charge, Kind
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Charge, Kind
 
 
 @dataclass(frozen=True, slots=True)

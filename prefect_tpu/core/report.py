@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
-from prefect_tpu.core.verdict import Kind, Verdict
+from prefect_tpu.core.kinds import KINDS
+from prefect_tpu.core.verdict import Verdict
 
 MAX_SUMMARY_CHARS = 200
 
@@ -101,6 +102,6 @@ class AttemptReport:
     def _outcome(self, hosts: list[HostEvidence]) -> str:
         if any(host.process_id in self.verdict.culprits for host in hosts):
             return self.verdict.kind.value
-        if self.verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED, Kind.TIMED_OUT, Kind.RESIZED):
+        if KINDS[self.verdict.kind].of_all_slices:
             return self.verdict.kind.value
         return "RETURNED" if all(host.returned for host in hosts) else "COLLATERAL"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from prefect_tpu.core.verdict import Kind, Verdict
+from prefect_tpu.core.kinds import KINDS
+from prefect_tpu.core.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,10 @@ def backoff_seconds(spent: Spent, verdict: Verdict, *, first_seconds: float, lon
     """How long to wait on average before slices are looked for again: nothing after the first loss in a row, then
     doubled each time, up to a limit. Whoever waits adds the jitter.
     """
-    match verdict.kind:
-        case Kind.PREEMPTED:
+    match verdict.charge:
+        case "preemptions":
             in_a_row = spent.preemptions_in_a_row
-        case Kind.INFRASTRUCTURE:
+        case "infrastructure":
             in_a_row = spent.infrastructure_in_a_row
         case _:
             return 0.0
@@ -99,7 +100,7 @@ def decide_retry(verdict: Verdict, spent: Spent, limits: Limits) -> Decision:
     """Whether to go on after `verdict`; `spent` already holds its charge."""
     if not limits.resumable:
         return Decision(False, "")
-    if verdict.kind is Kind.PREEMPTED:
+    if verdict.charge == "preemptions":
         if limits.max_preemptions is not None and spent.preemptions > limits.max_preemptions:
             return Decision(False, f"preempted {spent.preemptions} times, max_preemptions={limits.max_preemptions}")
         if spent.preemptions_in_a_row >= limits.max_preemptions_without_progress:
@@ -109,17 +110,10 @@ def decide_retry(verdict: Verdict, spent: Spent, limits: Limits) -> Decision:
                 f"max_preemptions_without_progress={limits.max_preemptions_without_progress}; call "
                 "runtime.report(step=...) as training goes on, and save checkpoints more often",
             )
-        return Decision(True)
-    if verdict.kind is Kind.INFRASTRUCTURE:
-        if spent.infrastructure > limits.max_infrastructure_failures:
-            return Decision(
-                False,
-                f"hosts lost {spent.infrastructure} times, "
-                f"max_infrastructure_failures={limits.max_infrastructure_failures}",
-            )
-        return Decision(True)
-    if verdict.kind is Kind.RESIZED:
-        return Decision(True)
-    if verdict.kind in (Kind.USER_ERROR, Kind.CRASHED_PROCESS, Kind.TIMED_OUT):
-        return Decision(None)
-    return Decision(False)
+    if verdict.charge == "infrastructure" and spent.infrastructure > limits.max_infrastructure_failures:
+        return Decision(
+            False,
+            f"hosts lost {spent.infrastructure} times, "
+            f"max_infrastructure_failures={limits.max_infrastructure_failures}",
+        )
+    return Decision(KINDS[verdict.kind].retry)

@@ -4,42 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from prefect_tpu.core.evidence import HostEvidence
-
-Charge = Literal["failures", "preemptions", "infrastructure", "nothing"]
-
-
-class Kind(StrEnum):
-    """What an attempt ended with."""
-
-    SUCCEEDED = "SUCCEEDED"
-    PREEMPTED = "PREEMPTED"
-    INFRASTRUCTURE = "INFRASTRUCTURE"
-    USER_ERROR = "USER_ERROR"
-    CRASHED_PROCESS = "CRASHED_PROCESS"
-    UNPROVISIONED = "UNPROVISIONED"
-    FATAL = "FATAL"
-    CANCELLED = "CANCELLED"
-    TIMED_OUT = "TIMED_OUT"
-    RESIZED = "RESIZED"
-
-
-CHARGED_TO: dict[Kind, Charge] = {
-    Kind.SUCCEEDED: "nothing",
-    Kind.PREEMPTED: "preemptions",
-    Kind.INFRASTRUCTURE: "infrastructure",
-    Kind.USER_ERROR: "failures",
-    Kind.CRASHED_PROCESS: "failures",
-    Kind.UNPROVISIONED: "nothing",
-    Kind.FATAL: "nothing",
-    Kind.CANCELLED: "nothing",
-    Kind.TIMED_OUT: "failures",
-    Kind.RESIZED: "nothing",
-}
+from prefect_tpu.core.kinds import KINDS, Charge, Kind
+from prefect_tpu.core.stages import STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +31,28 @@ class Verdict:
 
     @property
     def charge(self) -> Charge:
-        return CHARGED_TO[self.kind]
+        return KINDS[self.kind].charge
+
+
+def judge(outcome: Kind | None, evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Verdict:
+    """The verdict of an attempt. The only place that says whether it has succeeded.
+
+    Args:
+        outcome: SUCCEEDED: every result that is wanted is here, whatever became of a host after that; CANCELLED or
+            TIMED_OUT: it was ended from outside; None: the evidence decides, and it is no success.
+        evidence: one entry per host process, in any order.
+        preemptible: see `decide`.
+    """
+    if outcome is Kind.SUCCEEDED:
+        return Verdict(Kind.SUCCEEDED)
+    if outcome is Kind.CANCELLED:
+        return Verdict(Kind.CANCELLED, "cancelled")
+    if outcome is Kind.TIMED_OUT:
+        return Verdict(Kind.TIMED_OUT, "ran longer than timeout_seconds")
+    verdict = decide(evidence, preemptible=preemptible)
+    if verdict.kind is Kind.SUCCEEDED:  # all returned while it was being ended: too late for their results
+        return decide([replace(one, returned=False) for one in evidence], preemptible=preemptible)
+    return verdict
 
 
 def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Verdict:
@@ -95,7 +85,6 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             hosts,
             taken,
             f"{names} preempted: {'; '.join([*said[:1], *went[:1]]) or f'{taken[0].label} was drained'}",
-            "nothing, if the run can go on from its checkpoint: another slice takes its place when one is free",
         )
     fatal = [one for one in hosts if one.raised_fatal]
     if fatal:
@@ -106,7 +95,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             hosts,
             fatal,
             f"{fatal[0].label} failed at stage {raised.stage!r}: {raised.type_name}: {raised.message}",
-            _FATAL_RESOLUTIONS[raised.stage],
+            STAGES[raised.stage].resolution,
         )
     lost = [one for one in hosts if one.lost is not None]
     if lost:
@@ -115,7 +104,6 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             hosts,
             lost,
             f"{lost[0].label} ({lost[0].slice_name}) lost: {lost[0].lost}",
-            "look at the host's own logs; the slice is replaced for the next attempt",
         )
     in_function = [one for one in hosts if one.raised_in_function]
     own = [one for one in in_function if not one.raised_by_peer_loss and not one.left_to_resize]
@@ -131,26 +119,26 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             + ("" if hung[0].step is None else f" after step {hung[0].step}"),
             "look at the stacks of all hosts in the logs; a host that waits for its peers is not the one to blame",
         )
-    for stage, what, resolution in _OBSTACLES:
+    for stage, row in STAGES.items():
+        if row.blames != "host":
+            continue
         stopped = [one for one in hosts if one.raised is not None and one.raised.stage == stage]
         if stopped:
             raised = stopped[0].raised
             assert raised is not None
             return _verdict(
-                Kind.INFRASTRUCTURE, hosts, stopped, f"{what.format(stopped[0].label)}: {raised.message}", resolution
+                Kind.INFRASTRUCTURE,
+                hosts,
+                stopped,
+                f"{row.what.format(stopped[0].label)}: {raised.message}",
+                row.resolution,
             )
     crashed = [one for one in hosts if one.crashed]
     roots = [one for one in crashed if one.signal != signal.SIGABRT] or crashed
     if roots:
-        return _verdict(
-            Kind.CRASHED_PROCESS, hosts, roots, f"{roots[0].label} {_ended_how(roots[0])}", _CRASH_RESOLUTION
-        )
+        return _verdict(Kind.CRASHED_PROCESS, hosts, roots, f"{roots[0].label} {_ended_how(roots[0])}")
     if any(one.left_to_resize for one in hosts):
-        return Verdict(
-            Kind.RESIZED,
-            "all hosts left at a resize point",
-            "nothing: the run goes on with the slices that are free now",
-        )
+        return Verdict(Kind.RESIZED, "all hosts left at a resize point", KINDS[Kind.RESIZED].resolution)
     if in_function:
         return _user_error(hosts, in_function)
     starting = [one for one in hosts if one.raised is not None]
@@ -162,7 +150,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             hosts,
             starting,
             f"{starting[0].label} could not start JAX: {raised.type_name}: {raised.message}",
-            "a new attempt gets new ports; if it repeats, look at the network between the hosts",
+            STAGES[raised.stage].resolution,
         )
     silent = [one for one in hosts if not one.returned]
     return _verdict(
@@ -174,23 +162,6 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
     )
 
 
-_OBSTACLES = (
-    ("device", "{} could not start", "end that process, or let the next attempt take another slice"),
-    ("transfer", "arguments or result of {} could not be moved", "make room; the next attempt starts afresh"),
-)
-"""Stages at which a host is in the way, not the function: what to say, what to do."""
-
-_CRASH_RESOLUTION = "look at the last lines that it wrote, above; exit by SIGKILL usually means out of memory"
-
-_FATAL_RESOLUTIONS = {
-    "runtime_env": "mend the `runtime_env` of pool or runner; hosts without network need an index that they reach",
-    "environment": "mend the `env` of the runner",
-    "preload": "install the module on the hosts or take it out of `preload`",
-    "unpickle": "install on the hosts what the function needs, with the versions of the driver",
-    "result": "return something that pickles: arrays, numbers, strings, plain classes",
-}
-
-
 def _user_error(hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence]) -> Verdict:
     raised = culprits[0].raised
     assert raised is not None
@@ -200,16 +171,16 @@ def _user_error(hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence])
         hosts,
         culprits,
         f"{culprits[0].label} raised {raised.type_name}: {raised.message}{others}",
-        "mend the function; the traceback is that of the host",
     )
 
 
 def _verdict(
-    kind: Kind, hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence], cause: str, resolution: str
+    kind: Kind, hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence], cause: str, resolution: str = ""
 ) -> Verdict:
+    """`resolution`: "" for that of the kind."""
     guilty = tuple(one.process_id for one in culprits)
     collateral = tuple(one.process_id for one in hosts if one.process_id not in guilty and not one.returned)
-    return Verdict(kind, cause, resolution, guilty, collateral)
+    return Verdict(kind, cause, resolution or KINDS[kind].resolution, guilty, collateral)
 
 
 def _ended_how(one: HostEvidence) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,13 +20,19 @@ from ray.exceptions import (
 )
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cluster import object_store
+from prefect_tpu.cluster import object_store, session
 from prefect_tpu.core.environment import gang_environment
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, PreloadError, TransferError
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.messages import HostReport, JaxInit, LaunchRequest, Raised, Stage
+from prefect_tpu.core.kinds import Kind
+from prefect_tpu.core.messages import HostReport, JaxInit, LaunchRequest, Poll, Raised, Stage
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang.host_state import AttemptOptions, HostState
+
+WAIT_SECONDS = 0.1
+"""How often the attempt looks at cancel, deadlines and heartbeats while no host says anything."""
+DISCONNECT_SECONDS = 2.0
+"""How long an unexpected error may wait for the news that somebody has shut Ray down."""
 
 
 def request(
@@ -143,3 +152,121 @@ def _stage(cause: BaseException) -> Stage | None:
 
 def _is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass(slots=True)
+class AgentCalls:
+    """Calls to the agents of one attempt, and the long polls of its hosts. Used by the attempt's thread.
+
+    Whatever fails is in the host's state afterwards. While a call is waited for, hosts are looked at from outside.
+
+    Attributes:
+        attempt_id: what runs.
+        hosts: all of them.
+        poll_seconds: how long a poll waits on the host for something to tell.
+        cancelled: asked often; True ends every wait.
+        look_outside: puts what is seen from outside into the hosts' states.
+        take: given what a host has told.
+    """
+
+    attempt_id: str
+    hosts: Sequence[HostState]
+    poll_seconds: float
+    cancelled: Callable[[], bool]
+    look_outside: Callable[[], None]
+    take: Callable[[HostState, Poll], None]
+    _polls: dict[Any, HostState] = field(init=False, default_factory=dict)
+    _generation: int = field(init=False, default_factory=session.generation)
+
+    def look(self) -> None:
+        """Look at the hosts from outside. Of one that is lost no answer is waited for."""
+        self.look_outside()
+        for ref, host in list(self._polls.items()):
+            if host.lost is not None:
+                del self._polls[ref]  # Ray would need seconds to say the same
+
+    def poll(self, host: HostState) -> None:
+        """Ask a host what is new, unless it is over or has been asked."""
+        if not host.over and host not in self._polls.values():
+            self._polls[host.agent.poll.remote(self.attempt_id, host.cursor, self.poll_seconds)] = host
+
+    def step(self, timeout_seconds: float) -> None:
+        """Take in the answers that are there, ask those hosts again."""
+        if self.disconnected():
+            return
+        if not self._polls:
+            time.sleep(min(timeout_seconds, 0.05))
+            return
+        ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=timeout_seconds)
+        if ready:
+            more, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
+            ready = list(dict.fromkeys([*ready, *more]))
+        for ref in ready:
+            host = self._polls.pop(ref)
+            poll = self.answer(host, ref)
+            if isinstance(poll, Poll):
+                self.take(host, poll)
+                self.poll(host)
+
+    def answer(self, host: HostState, ref: Any) -> Any:
+        """The answer, or None with the host's state telling why not; None without a word if it is cancelled."""
+        try:
+            while not ray.wait([ref], timeout=WAIT_SECONDS)[0]:
+                self.look()
+                if self.cancelled() or host.lost is not None or self.disconnected():
+                    return None
+            return ray.get(ref)
+        except RayError as error:
+            note_failure(host, error)
+        return None
+
+    def answers(self, call: Callable[[HostState], Any], timeout_seconds: float, what: str) -> dict[HostState, Any]:
+        """Call every host at the same time. A host that fails has it in its state and is not in the answer."""
+        refs = {call(host): host for host in self.hosts}
+        answers: dict[int, tuple[HostState, Any]] = {}
+        deadline = time.monotonic() + timeout_seconds
+        waiting = list(refs)
+        while waiting and time.monotonic() < deadline and not self.cancelled():
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=WAIT_SECONDS)
+            if not ready and self._polls:
+                self.step(0)
+            self.look()
+            waiting = [ref for ref in waiting if refs[ref].lost is None]
+            for ref in ready:
+                host = refs[ref]
+                answer = self.answer(host, ref)
+                if not host.failed:
+                    answers[host.member.process_id] = (host, answer)
+        if not self.cancelled():
+            for ref in waiting:
+                refs[ref].lose(f"{what} within {timeout_seconds:g} s")
+        return dict(answers.values())
+
+    def close(self) -> None:
+        """No answer is waited for any more."""
+        self._polls.clear()
+
+    def disconnected(self) -> bool:
+        """Whether somebody closed the Ray connection under this gang. Ray would start a new cluster unasked."""
+        if session.generation() == self._generation:
+            return False
+        for host in self.hosts:
+            if not host.over:
+                host.lose(
+                    "the Ray connection of this process was closed or replaced by somebody else; let no "
+                    "RayTaskRunner() without an address end, and call no ray.shutdown(), while gangs run"
+                )
+        self._polls.clear()
+        return True
+
+    def unless_disconnected(self, do: Callable[[], Kind | None]) -> Kind | None:
+        """Ray raises this and that, SystemExit too, when somebody shuts it down under a call; say so instead."""
+        try:
+            return do()
+        except (Exception, SystemExit):
+            give_up = time.monotonic() + DISCONNECT_SECONDS
+            while not self.disconnected():
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(WAIT_SECONDS / 10)
+            return None

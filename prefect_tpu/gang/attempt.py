@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
-from prefect_tpu.cluster import gcs, session
-from prefect_tpu.core.attempt import Attempt
+from prefect_tpu.cluster import gcs
+from prefect_tpu.core.attempt import OutsideFacts, Watch
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
+from prefect_tpu.core.kinds import KINDS, Ending, Kind
 from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Poll, Progress, Raised, Returned
+from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.core.verdict import Kind
 from prefect_tpu.gang import results
-from prefect_tpu.gang.agent_calls import check_version, note_failure, request, ship
-from prefect_tpu.gang.health import Outside
+from prefect_tpu.gang.agent_calls import WAIT_SECONDS, AgentCalls, check_version, request, ship
+from prefect_tpu.gang.health import HealthMonitor
 from prefect_tpu.gang.host_state import AttemptEnd, AttemptOptions, HostState
 from prefect_tpu.gang.observer import Observer
-from prefect_tpu.gang.resizing import Growth
+from prefect_tpu.gang.resizing import ResizeOffers
 
 log = logging.getLogger("prefect_tpu.gang")
 
-WAIT_SECONDS = 0.1
-"""How often the attempt looks at cancel, deadlines and heartbeats while no host says anything."""
 BARRIER_MARGIN_SECONDS = 8.0
 """Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
-DISCONNECT_SECONDS = 2.0
-"""How long an unexpected error may wait for the news that somebody has shut Ray down."""
 FINISH_SECONDS = 15.0
 """The same after success: time for JAX's shutdown, atexit handlers and threads of the function."""
 
@@ -42,14 +35,14 @@ FINISH_SECONDS = 15.0
 class GangAttempt:
     """Runs one attempt on slices that are already leased, with agents that are already starting.
 
-    `run` blocks on the thread that owns the attempt; `cancel` may be called from any thread. `room` says how many
-    slices the gang could have now, 0 if no more than it has.
+    `run` blocks on the thread that owns the attempt; `cancelled` is asked often, and True ends it. `room` says how
+    many slices the gang could have now, 0 if no more than it has.
     """
 
     gang: Gang
     shape: SliceShape
     agents: Sequence[Any]
-    attempt: Attempt
+    number: int
     payload: list[Any]
     options: AttemptOptions
     observer: Observer
@@ -58,28 +51,30 @@ class GangAttempt:
     on_drain: Callable[[str], None] = lambda _: None
     room: Callable[[], int] = lambda: 0
     _hosts: list[HostState] = field(init=False, default_factory=list)
-    _polls: dict[Any, HostState] = field(init=False, default_factory=dict)
     _id: str = field(init=False, default="")
-    _outside: Outside = field(init=False)
+    _health: HealthMonitor = field(init=False)
+    _calls: AgentCalls = field(init=False)
+    _offers: ResizeOffers = field(init=False)
     _launched_at: float = field(init=False, default=0.0)
     _entered_at: float | None = field(init=False, default=None)
-    _growth: Growth = field(init=False)
-    _generation: int = field(init=False, default_factory=session.generation)
 
     def run(self) -> AttemptEnd:
         """Launch, watch, gather, stop. Returns only when no process of this attempt is left."""
         self._hosts = [HostState(m, a) for m, a in zip(self.gang.members, self.agents, strict=True)]
-        self.attempt = self.attempt.launch()
-        self._id = f"{self.options.run_id}-{self.attempt.number}"
-        self._outside = Outside(self._id, self._hosts, self.options, self.observer, self.on_drain)
-        self._growth = Growth(self._id, self.gang.num_slices, self._hosts, self.options, self.observer, self.room)
+        options, observer = self.options, self.observer
+        self._id = f"{options.run_id}-{self.number}"
+        self._health = HealthMonitor(self._id, self._hosts, options, observer, self.on_drain)
+        self._calls = AgentCalls(
+            self._id, self._hosts, options.agent_poll_seconds, self.cancelled, self._health.look, self._take
+        )
+        self._offers = ResizeOffers(self._id, self.gang.num_slices, self._hosts, options, observer, self.room)
         started = self._launched_at = time.monotonic()
         outcome: Kind | None = None
         try:
-            outcome = self._unless_disconnected(self._work)
+            outcome = self._calls.unless_disconnected(self._work)
         finally:
-            self._unless_disconnected(lambda: self._stop(outcome))
-            self._outside.close()
+            self._calls.unless_disconnected(lambda: self._stop(outcome))
+            self._health.close()
         self._tell_gone_from_silent()
         ended, entered = time.monotonic(), self._entered_at
         return AttemptEnd(
@@ -89,7 +84,7 @@ class GangAttempt:
             summaries=tuple(host.returned.summary if host.returned else "" for host in self._hosts),
             launch_seconds=(entered or ended) - started,
             run_seconds=ended - entered if entered else 0.0,
-            drain_seconds=ended - noticed if (noticed := self._outside.noticed_at) else 0.0,
+            drain_seconds=ended - noticed if (noticed := self._health.noticed_at) else 0.0,
         )
 
     def _work(self) -> Kind | None:
@@ -101,18 +96,6 @@ class GangAttempt:
             outcome = Kind.CANCELLED if self.cancelled() else None
         return outcome
 
-    def _unless_disconnected(self, do: Callable[[], Kind | None]) -> Kind | None:
-        """Ray raises this and that, SystemExit too, when somebody shuts it down under a call; say so instead."""
-        try:
-            return do()
-        except (Exception, SystemExit):
-            give_up = time.monotonic() + DISCONNECT_SECONDS
-            while not self._disconnected():
-                if time.monotonic() >= give_up:
-                    raise
-                time.sleep(WAIT_SECONDS / 10)
-            return None
-
     # -- launching
 
     def _launch(self) -> Kind | None:
@@ -120,7 +103,7 @@ class GangAttempt:
         options, gang = self.options, self.gang
         size = sum(memoryview(one).nbytes for one in self.payload)
         big = size if size > options.inline_payload_bytes else 0
-        prepared = self._call_all(
+        prepared = self._calls.answers(
             lambda host: host.agent.prepare.remote(options.preload, options.user_env, big, options.metadata_url),
             options.agent_start_timeout_seconds,
             "did not get ready",
@@ -129,10 +112,10 @@ class GangAttempt:
             return Kind.CANCELLED
         for host, report in prepared.items():
             check_version(host, report)
-            self._outside.connect(host, report)
+            self._health.connect(host, report)
         if any(host.failed for host in self._hosts):
             return None
-        ports = self._call(self._hosts[0], self._hosts[0].agent.free_ports.remote(2))
+        ports = self._calls.answer(self._hosts[0], self._hosts[0].agent.free_ports.remote(2))
         if ports is None:
             return Kind.CANCELLED if self.cancelled() else None
         self._launched_at = time.monotonic()
@@ -144,13 +127,13 @@ class GangAttempt:
         self.payload = []  # whoever calls may hold large arguments; this need not be a second copy
         for host in self._hosts:
             host.launched = True  # from here on there may be a process, whatever the call says
-            self._poll(host)
+            self._calls.poll(host)
 
         def launch(host: HostState) -> Any:
-            wanted = request(host.member, self._id, self.attempt.number, gang, self.shape, options, ports)
+            wanted = request(host.member, self._id, self.number, gang, self.shape, options, ports)
             return host.agent.launch.remote(wanted, shipped)
 
-        self._call_all(launch, options.agent_start_timeout_seconds, "did not start its process")
+        self._calls.answers(launch, options.agent_start_timeout_seconds, "did not start its process")
         return Kind.CANCELLED if self.cancelled() else None
 
     # -- watching
@@ -158,95 +141,43 @@ class GangAttempt:
     def _watch(self) -> Kind | None:
         """Forward what the hosts say until all returned, somebody failed, or it is ended from outside."""
         options = self.options
-        self.attempt = self.attempt.run()
-        deadline = self._launched_at + options.timeout_seconds if options.timeout_seconds else None
-        launch_deadline = self._launched_at + options.launch_timeout_seconds
-        window_ends, clear = math.inf, False
+        watch = Watch(
+            launched_at=self._launched_at,
+            timeout_seconds=options.timeout_seconds,
+            launch_timeout_seconds=options.launch_timeout_seconds,
+            leave_timeout_seconds=options.leave_timeout_seconds,
+            failure_window_seconds=options.failure_window_seconds,
+            clear_failure_window_seconds=options.clear_failure_window_seconds,
+        )
         while True:
-            if all(host.returned is not None for host in self._hosts):
-                self.attempt = self.attempt.stop(Kind.SUCCEEDED)
-                return Kind.SUCCEEDED
-            self._look_outside()
+            self._calls.look()
             now = time.monotonic()
-            if self.cancelled():
-                return Kind.CANCELLED
-            if self._outside.deadline_passed or self._outside.hung():
-                return None
-            if deadline is not None and now >= deadline:
-                return Kind.TIMED_OUT
-            if self._entered_at is None:
-                if all(host.entered for host in self._hosts):
-                    self._entered_at = now
-                    self.on_entered()
-                elif now >= launch_deadline:
-                    for host in self._hosts:
-                        if not host.entered:
-                            host.lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
-            failed = [host for host in self._hosts if host.failed]
-            if not failed:
-                self._growth.look(self._entered_at, now)
-            if failed:
-                leaves = all(host.left for host in failed) and (
-                    bool(self._outside.draining) or any(host.left_to_resize for host in failed)
-                )
-                window = options.leave_timeout_seconds if leaves else options.failure_window_seconds
-                window_ends = min(window_ends, now + window)
-                if not leaves and not clear and any(host.failed_clearly for host in failed):
-                    clear = True
-                    window_ends = min(window_ends, now + options.clear_failure_window_seconds)
-                if now >= window_ends or all(host.failed or host.returned for host in self._hosts):
-                    return None
-            self._step(WAIT_SECONDS)
+            outside = self._seen_outside()
+            answer = watch.next([host.facts() for host in self._hosts], outside, now)
+            for index in watch.late:
+                self._hosts[index].lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
+            if self._entered_at is None and watch.entered_at is not None:
+                self._entered_at = watch.entered_at
+                self.on_entered()
+            if answer is not None:
+                return None if answer == "judge" else answer
+            if not any(host.failed for host in self._hosts):
+                self._offers.look(self._entered_at, now)
+            self._calls.step(WAIT_SECONDS)
 
-    def _look_outside(self) -> None:
-        self._outside.look()
-        if self._outside.draining:
-            self.attempt = self.attempt.notice(self._outside.deadline_unix_seconds or math.inf)
-        for ref, host in list(self._polls.items()):
-            if host.lost is not None:
-                del self._polls[ref]  # Ray would need seconds to say the same
-
-    def _poll(self, host: HostState) -> None:
-        if host.over:
-            return
-        ref = host.agent.poll.remote(self._id, host.cursor, self.options.agent_poll_seconds)
-        self._polls[ref] = host
-
-    def _step(self, timeout_seconds: float) -> None:
-        """Take in the answers that are there, ask those hosts again."""
-        if self._disconnected():
-            return
-        if not self._polls:
-            time.sleep(min(timeout_seconds, 0.05))
-            return
-        ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=timeout_seconds)
-        if ready:
-            more, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
-            ready = list(dict.fromkeys([*ready, *more]))
-        for ref in ready:
-            host = self._polls.pop(ref)
-            poll = self._call(host, ref)
-            if isinstance(poll, Poll):
-                self._take(host, poll)
-                self._poll(host)
-
-    def _disconnected(self) -> bool:
-        """Whether somebody closed the Ray connection under this gang. Ray would start a new cluster unasked."""
-        if session.generation() == self._generation:
-            return False
-        for host in self._hosts:
-            if not host.over:
-                host.lose(
-                    "the Ray connection of this process was closed or replaced by somebody else; let no "
-                    "RayTaskRunner() without an address end, and call no ray.shutdown(), while gangs run"
-                )
-        self._polls.clear()
-        return True
+    def _seen_outside(self) -> OutsideFacts:
+        cancelled, passed = self.cancelled(), self._health.deadline_passed
+        return OutsideFacts(
+            cancelled=cancelled,
+            draining=bool(self._health.draining),
+            deadline_passed=passed,
+            hung=not cancelled and not passed and self._health.hung(),  # asks all hosts for their stacks
+        )
 
     def _take(self, host: HostState, poll: Poll) -> None:
         host.cursor = poll.cursor
         if poll.notice is not None:
-            self._outside.heard(host, poll.notice)
+            self._health.heard(host, poll.notice)
         if poll.dropped_lines > host.dropped_lines:
             self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
             host.dropped_lines = poll.dropped_lines
@@ -276,7 +207,7 @@ class GangAttempt:
         results.fetch(
             wanted,
             self._id,
-            self._call,
+            self._calls.answer,
             self._go_on,
             window_bytes=self.options.result_window_bytes,
             wait_seconds=WAIT_SECONDS,
@@ -284,42 +215,39 @@ class GangAttempt:
         return all(host.buffers is not None for host in wanted)
 
     def _go_on(self) -> bool:
-        self._look_outside()
-        return not self.cancelled() and not self._disconnected()
+        self._calls.look()
+        return not self.cancelled() and not self._calls.disconnected()
 
     def _stop(self, outcome: Kind | None) -> None:
         """The barrier: nothing of this attempt lives when it returns."""
-        if outcome is not None and outcome is not Kind.SUCCEEDED:
-            self.attempt = self.attempt.stop(outcome)
-        graceful = outcome in (Kind.CANCELLED, Kind.TIMED_OUT)
-        grace = self.options.cancel_grace_seconds if graceful else 0.0
-        margin = FINISH_SECONDS if outcome is Kind.SUCCEEDED else BARRIER_MARGIN_SECONDS
+        ending: Ending = "kill" if outcome is None else KINDS[outcome].ending
+        grace = self.options.cancel_grace_seconds if ending == "terminate" else 0.0
+        margin = FINISH_SECONDS if ending == "finish" else BARRIER_MARGIN_SECONDS
         for host in self._hosts:
-            if self._disconnected() or host.over:
+            if self._calls.disconnected() or host.over:
                 continue
-            if outcome is Kind.SUCCEEDED:
+            if ending == "finish":
                 host.agent.finish.remote(self._id)
             else:
                 host.stopping = not host.failed and host.returned is None
                 host.agent.stop.remote(self._id, grace)
-            if host not in self._polls.values():
-                self._poll(host)
+            self._calls.poll(host)
         give_up = time.monotonic() + grace + margin
         while not all(host.over for host in self._hosts) and time.monotonic() < give_up:
-            self._step(WAIT_SECONDS)
-            self._look_outside()
+            self._calls.step(WAIT_SECONDS)
+            self._calls.look()
         for host in self._hosts:
             if not host.over:
                 log.warning("%s does not report its process dead; its agent is ended", host.member.label)
                 host.lose("did not stop its process in time")
-            if host.lost is None and host.launched and not self._disconnected():
+            if host.lost is None and host.launched and not self._calls.disconnected():
                 host.agent.forget.remote(self._id)
-        self._polls.clear()
+        self._calls.close()
 
     def _tell_gone_from_silent(self) -> None:
         """A machine that has gone can be a preemption; an agent that does not answer on one that lives cannot."""
         lost = {host.member.host.node_id: host for host in self._hosts if host.lost is not None}
-        if not lost or self._disconnected():
+        if not lost or self._calls.disconnected():
             return
         for node_id in gcs.vanished(lost):
             lost[node_id].gone = True
@@ -331,7 +259,7 @@ class GangAttempt:
     @property
     def busy(self) -> list[Member]:
         """Hosts whose accelerator somebody else has."""
-        return [host.member for host in self._hosts if host.raised is not None and host.raised.stage == "device"]
+        return [host.member for host in self._hosts if host.raised and STAGES[host.raised.stage].drops == "slice"]
 
     @property
     def unresponsive(self) -> list[Member]:
@@ -341,45 +269,9 @@ class GangAttempt:
     @property
     def without_agent(self) -> list[Member]:
         """Hosts on which the agent could not be started."""
-        return [host.member for host in self._hosts if host.raised is not None and host.raised.stage == "runtime_env"]
+        return [host.member for host in self._hosts if host.raised and STAGES[host.raised.stage].drops == "agent"]
 
     @property
     def draining(self) -> list[Member]:
         """Hosts that are about to be taken away."""
         return [host.member for host in self._hosts if host.notice]
-
-    # -- calls to agents
-
-    def _call_all(self, call: Callable[[HostState], Any], timeout_seconds: float, what: str) -> dict[HostState, Any]:
-        """Call every host at the same time. A host that fails has it in its state and is not in the answer."""
-        refs = {call(host): host for host in self._hosts}
-        answers: dict[int, tuple[HostState, Any]] = {}
-        deadline = time.monotonic() + timeout_seconds
-        waiting = list(refs)
-        while waiting and time.monotonic() < deadline and not self.cancelled():
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=WAIT_SECONDS)
-            if not ready and self._polls:
-                self._step(0)
-            self._look_outside()
-            waiting = [ref for ref in waiting if refs[ref].lost is None]
-            for ref in ready:
-                host = refs[ref]
-                answer = self._call(host, ref)
-                if not host.failed:
-                    answers[host.member.process_id] = (host, answer)
-        if not self.cancelled():
-            for ref in waiting:
-                refs[ref].lose(f"{what} within {timeout_seconds:g} s")
-        return dict(answers.values())
-
-    def _call(self, host: HostState, ref: Any) -> Any:
-        """The answer, or None with the host's state telling why not; None without a word if it is cancelled."""
-        try:
-            while not ray.wait([ref], timeout=WAIT_SECONDS)[0]:
-                self._look_outside()
-                if self.cancelled() or host.lost is not None or self._disconnected():
-                    return None
-            return ray.get(ref)
-        except RayError as error:
-            note_failure(host, error)
-        return None

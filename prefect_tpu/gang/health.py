@@ -28,7 +28,7 @@ STACKS_SECONDS = 15.0
 
 
 @dataclass(slots=True)
-class Outside:
+class HealthMonitor:
     """Turns what is seen from outside into the state of each host. Used by the attempt's thread.
 
     Attributes:

@@ -6,10 +6,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_tpu.core.attempt import HostFacts
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Member
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import DeviceCheck, Exited, Progress, Raised, Returned
-from prefect_tpu.core.verdict import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +84,20 @@ class HostState:
             return True
         return self.exited is not None and self.returned is None
 
-    @property
-    def left(self) -> bool:
-        """Left by `runtime.leave()` or at a resize point, and waits for the others to do so."""
+    def facts(self) -> HostFacts:
+        """What the decision whether to go on needs to know."""
+        returned = self.returned is not None
+        if not self.failed:
+            return HostFacts(returned=returned, entered=self.entered)
         evidence = self.evidence()
-        return evidence.left_for_drain or evidence.left_to_resize
-
-    @property
-    def left_to_resize(self) -> bool:
-        return self.evidence().left_to_resize
-
-    @property
-    def failed_clearly(self) -> bool:
-        """In a way that is no consequence of what happened elsewhere."""
-        if self.lost is not None:
-            return True
-        return self.raised is not None and not self.evidence().raised_by_peer_loss
+        return HostFacts(
+            returned=returned,
+            entered=self.entered,
+            failed=True,
+            failed_clearly=self.lost is not None or (self.raised is not None and not evidence.raised_by_peer_loss),
+            left=evidence.left_for_drain or evidence.left_to_resize,
+            left_to_resize=evidence.left_to_resize,
+        )
 
     def progress(self, report: Progress, now: float) -> None:
         """The function has reported."""
@@ -143,7 +142,8 @@ class AttemptEnd:
     """What an attempt left.
 
     Attributes:
-        outcome: set if it was ended from outside (CANCELLED, TIMED_OUT) or succeeded; None: the evidence decides.
+        outcome: set if it was ended from outside (CANCELLED, TIMED_OUT) or all results are here (SUCCEEDED); None: the
+            evidence decides.
         evidence: one entry per host process, in process-id order.
         buffers: pickled results in process-id order, None for those not fetched.
         summaries: short text of each result, in process-id order.

@@ -13,7 +13,7 @@ LOOK_SECONDS = 2.0
 
 
 @dataclass(slots=True)
-class Growth:
+class ResizeOffers:
     """Used by the attempt's thread. Nothing is reserved: the next attempt takes what is free then.
 
     Attributes:

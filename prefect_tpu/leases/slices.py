@@ -25,7 +25,7 @@ GROW_SECONDS = 5.0
 Say = Callable[[str], None]
 
 
-class Ahead:
+class StandbyLease:
     """Slices that are being reserved on a thread of its own, for the next attempt."""
 
     def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int, demand: Demand | None) -> None:
@@ -82,7 +82,7 @@ class GangSlices:
     run_id: str
     cancelled: Callable[[], bool]
     _lease: GangLease | None = field(init=False, default=None)
-    _ahead: Ahead | None = field(init=False, default=None)
+    _standby: StandbyLease | None = field(init=False, default=None)
     _demand: Demand | None = field(init=False, default=None)
     _grow: bool = field(init=False, default=False)
 
@@ -117,8 +117,8 @@ class GangSlices:
         """
         plan, lease = self.plan, self._lease
         assert lease is not None
-        ahead, self._ahead = self._ahead, None
-        fresh = ahead.take() if ahead is not None else None
+        standby, self._standby = self._standby, None
+        fresh = standby.take() if standby is not None else None
         if fresh is not None and len(fresh.leases) != lease.missing:
             fresh.release()
             fresh = None
@@ -173,11 +173,11 @@ class GangSlices:
 
     def reserve_ahead(self, shape: SliceShape, say: Say, slice_name: str) -> None:
         """A slice is about to go: reserve another one while the old one still runs."""
-        count = 1 + (self._ahead.num_slices if self._ahead is not None else 0)
-        if self._ahead is not None:
-            self._ahead.release()
+        count = 1 + (self._standby.num_slices if self._standby is not None else 0)
+        if self._standby is not None:
+            self._standby.release()
         say(f"a replacement for {slice_name} is reserved ahead")
-        self._ahead = Ahead(self.plan, shape, count, self._demand)
+        self._standby = StandbyLease(self.plan, shape, count, self._demand)
 
     def room(self, shape: SliceShape) -> int:
         """How many slices the gang could have now; 0 if no more than it has, or if others wait for them."""
@@ -212,11 +212,11 @@ class GangSlices:
     def release(self) -> None:
         """Give everything back. The next attempt, if there is one, leases anew."""
         lease, self._lease = self._lease, None
-        ahead, self._ahead = self._ahead, None
+        standby, self._standby = self._standby, None
         demand, self._demand = self._demand, None
         if lease is not None:
             lease.release()
-        if ahead is not None:
-            ahead.release()
+        if standby is not None:
+            standby.release()
         if demand is not None:
             demand.withdraw()

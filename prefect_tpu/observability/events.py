@@ -19,8 +19,8 @@ from prefect.events import emit_event
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
+from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Kind
 
 log = logging.getLogger("prefect_tpu.events")
 
@@ -72,10 +72,10 @@ class GangEvents:
         }
         names = [one.name for one in report.gang.slices] if report.gang is not None else []
         hosts = [_host(host) for host in guilty]
-        if verdict.kind is Kind.PREEMPTED:
+        if slice_event := KINDS[verdict.kind].slice_event:
             for index in report.lost_slices:
                 mine = [host for host in guilty if host.slice_index == index]
-                self._emit("slice.preempted", _slice(names[index]), [_host(host) for host in mine], payload)
+                self._emit(slice_event, _slice(names[index]), [_host(host) for host in mine], payload)
         hung = [host for host in guilty if host.hung]
         if hung:
             self._emit("gang.hung", self._gang, [_host(host) for host in hung], payload)

@@ -103,7 +103,7 @@ class RunObserver:
         if bars is not None:
             self._try(lambda: bars.finished(report))
         self._try(lambda: self._artifacts.attempts(reports, ended=not again, budgets=budgets))
-        self._try(lambda: self._progress.ended(report.verdict.kind.value, again=again))
+        self._try(lambda: self._progress.ended(report.verdict.kind, again=again))
         self._try(lambda: self._events.finished(report))
 
     def closed(self, reports: Sequence[AttemptReport], budgets: str) -> None:
@@ -111,7 +111,7 @@ class RunObserver:
         if not self._said_ended and reports:
             self._said_ended = True
             self._try(lambda: self._artifacts.attempts(reports, ended=True, budgets=budgets))
-            self._try(lambda: self._progress.ended(reports[-1].verdict.kind.value, again=False))
+            self._try(lambda: self._progress.ended(reports[-1].verdict.kind, again=False))
 
     def _try(self, do: Callable[[], None]) -> None:
         try:

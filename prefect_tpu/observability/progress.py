@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from prefect_tpu.core.gang import Gang
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import Progress
 
 INTERVAL_SECONDS = 5.0
@@ -54,11 +55,11 @@ class RunProgress:
         else:
             self._tell_now_and_then(f"step {report.step}")
 
-    def ended(self, outcome: str, *, again: bool) -> None:
+    def ended(self, kind: Kind, *, again: bool) -> None:
         """The attempt has ended."""
-        if outcome == "SUCCEEDED":
+        if kind is Kind.SUCCEEDED:
             self._percent = FULL
-        self._tell(outcome + ("; the next attempt follows" if again else ""))
+        self._tell(kind.value + ("; the next attempt follows" if again else ""))
 
     def _tell_now_and_then(self, text: str) -> None:
         if time.monotonic() - self._told_at >= INTERVAL_SECONDS:

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.ledger import Entry, Ledger, make_ledger
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Kind
 from prefect_tpu.observability import timeline
 
 log = logging.getLogger("prefect_tpu.artifacts")

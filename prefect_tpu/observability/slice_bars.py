@@ -9,22 +9,14 @@ from uuid import uuid4
 from prefect.client.schemas.objects import State, StateType, TaskRun, TaskRunResult
 
 from prefect_tpu.core.gang import Gang
+from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.observability import states
 
 MAX_BARS = 64
 """Slices of one attempt; of more none is shown."""
-ENDS: dict[str, tuple[StateType, str]] = {
-    "SUCCEEDED": (StateType.COMPLETED, "Completed"),
-    "RETURNED": (StateType.COMPLETED, "Returned"),
-    "COLLATERAL": (StateType.CANCELLED, "Collateral"),
-    "CANCELLED": (StateType.CANCELLED, "Cancelled"),
-    "PREEMPTED": (StateType.CRASHED, states.PREEMPTED),
-    "INFRASTRUCTURE": (StateType.CRASHED, states.HOST_LOST),
-    "RESIZED": (StateType.COMPLETED, states.RESIZED),
-    "TIMED_OUT": (StateType.FAILED, "TimedOut"),
-}
-"""What a bar ends with, by the outcome of its slice; Failed for the rest."""
+BYSTANDERS = {"RETURNED": ("COMPLETED", "Returned"), "COLLATERAL": ("CANCELLED", "Collateral")}
+"""What the bar of a slice ends with that had no part in how the attempt ended; of others the kind decides."""
 
 
 class SliceBars:
@@ -56,10 +48,11 @@ class SliceBars:
     def finished(self, report: AttemptReport) -> None:
         """The attempt has ended."""
         for run, row in zip(self._runs, report.rows(), strict=False):
-            kind, name = ENDS.get(str(row["outcome"]), (StateType.FAILED, "Failed"))
+            outcome = str(row["outcome"])
+            kind, name = BYSTANDERS.get(outcome) or KINDS[Kind(outcome)].bar
             before = run.state
             assert before is not None
-            run.state = State(type=kind, name=name, message=str(row["cause"]) or None)
+            run.state = State(type=StateType(kind), name=name, message=str(row["cause"]) or None)
             ended: Any = run.state.timestamp
             run.end_time = ended
             run.total_run_time = ended - before.timestamp

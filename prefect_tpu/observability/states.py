@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect_tpu.states")
 
-PREEMPTED = "Preempted"
-HOST_LOST = "HostLost"
-RESIZED = "Resized"
 MAX_MESSAGE_CHARS = 2_000
 
 _complained = False
@@ -30,7 +27,7 @@ def emit(task_run: TaskRun, name: str, message: str) -> None:
 
     Args:
         task_run: whose history it is; it is not changed.
-        name: of the state, PREEMPTED, HOST_LOST or RESIZED.
+        name: of the state, as the kind of end has it.
         message: what a person reads beside it.
     """
     global _complained

@@ -14,8 +14,13 @@ from prefect_tpu.core.errors import (
     SlicePreemptedError,
 )
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Kind
+from prefect_tpu.core.stages import STAGES
+
+_ERRORS: dict[str, type[AttemptError]] = {
+    one.__name__: one for one in (AttemptError, GangTimeoutError, HostLostError, HostProcessError, SlicePreemptedError)
+}
 
 
 class TaskTimeoutError(GangTimeoutError, TaskRunTimeoutError):
@@ -31,23 +36,20 @@ def as_exception(report: AttemptReport, timeout_seconds: float | None) -> Except
     """
     verdict = report.verdict
     text = f"{verdict.cause}. What to do: {verdict.resolution}."
-    match verdict.kind:
-        case Kind.PREEMPTED:
-            return SlicePreemptedError(text, verdict)
-        case Kind.INFRASTRUCTURE:
-            if any(one.hung for one in report.evidence):
-                return HangError(text, verdict)
-            if any(one.raised is not None for one in report.evidence if one.process_id in verdict.culprits):
-                return HostProcessError(text, verdict)
-            return HostLostError(text, verdict)
-        case Kind.RESIZED:
-            return AttemptError(text, verdict)
-        case Kind.TIMED_OUT:
-            return TaskTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
-    culprit = next(one for one in report.evidence if one.process_id in verdict.culprits)
-    if verdict.kind is Kind.FATAL and culprit.raised is not None and culprit.raised.stage == "preload":
+    error = _ERRORS[KINDS[verdict.kind].error]
+    culprits = [one for one in report.evidence if one.process_id in verdict.culprits]
+    if error is GangTimeoutError:
+        return TaskTimeoutError(f"Task run exceeded timeout of {timeout_seconds} second(s)", verdict)
+    if error is HostLostError and any(one.hung for one in report.evidence):
+        return HangError(text, verdict)
+    if error is HostLostError and any(one.raised is not None for one in culprits):
+        return HostProcessError(text, verdict)
+    if error is not HostProcessError:
+        return error(text, verdict)
+    raised = culprits[0].raised
+    if raised is not None and STAGES[raised.stage].configuration:
         return ConfigurationError(text)
-    return HostProcessError(text + _details(culprit), verdict)
+    return HostProcessError(text + _details(culprits[0]), verdict)
 
 
 def _details(culprit: HostEvidence) -> str:

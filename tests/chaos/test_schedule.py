@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from prefect_tpu.core.attempt import Attempt, Phase
+from prefect_tpu.core.attempt import HostFacts, OutsideFacts, Watch
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.retry import Limits, Spent, decide_retry
-from prefect_tpu.core.verdict import Kind, decide
+from prefect_tpu.core.verdict import judge
 
 SLICES, HOSTS_PER_SLICE, GANG_SLICES = 5, 2, 3
 RUNS, LONGEST_RUN = 200, 60
@@ -115,24 +116,39 @@ def evidence(dice: random.Random, fault: str, leased: list[int], step: int) -> t
     return found, lost
 
 
+def ended(fault: str, found: list[HostEvidence]) -> Kind | None:
+    """What the attempt was ended with; None: the evidence decides. It runs before, and ends within a window."""
+    watch = Watch(0.0, None, 300.0, 60.0, 1.0, 0.2)
+    running = [HostFacts(entered=True)] * len(found)
+    outside = OutsideFacts(draining=fault == "slice drained")
+    assert watch.next(running, outside, 1.0) is None
+    hosts = [
+        HostFacts(
+            returned=one.returned,
+            entered=True,
+            failed=one.raised is not None or one.lost is not None or one.crashed,
+            failed_clearly=one.lost is not None or (one.raised is not None and not one.raised_by_peer_loss),
+        )
+        for one in found
+    ]
+    outside = replace(outside, deadline_passed=fault == "slice drained", hung=fault == "hang")
+    answer = watch.next(hosts, outside, 2.0) or watch.next(hosts, outside, 3.0)
+    assert answer in ("judge", Kind.SUCCEEDED)
+    return None if answer == "judge" else Kind(answer)
+
+
 def play(dice: random.Random) -> int:
     """One run to its end; how many attempts it had."""
     fleet, spent, step, best = NumbersFleet(dice), Spent(), 0, -1
     for number in range(1, LONGEST_RUN + 1):
-        attempt = Attempt(number).lease()
         leased = fleet.complete()
         fleet.check()
         fault = dice.choices(list(FAULTS), WEIGHTS)[0]
         step += dice.choice([0, 0, 10])
-        attempt = attempt.launch().run()
-        if fault == "slice drained":
-            attempt = attempt.notice(dice.uniform(10, 30))
         found, lost = evidence(dice, fault, leased, step)
-        verdict = decide(found)
+        verdict = judge(ended(fault, found), found)
         assert verdict.kind is FAULTS[fault], (fault, verdict)
         assert not set(verdict.culprits) & set(verdict.collateral)
-        attempt = attempt.stop(verdict.kind)
-        assert attempt.phase is Phase.STOPPING
         before, progressed = spent, step > best
         best = max(best, step)
         spent = spent.charge(verdict, progressed=progressed)

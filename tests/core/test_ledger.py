@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang, Host, Slice
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.ledger import make_ledger
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Kind, Verdict
+from prefect_tpu.core.verdict import Verdict
 
 CHIPS = 4
 LEASE, LAUNCH = 1.0, 2.0

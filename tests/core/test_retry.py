@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.retry import Limits, Spent, backoff_seconds, decide_retry
-from prefect_tpu.core.verdict import Kind, Verdict
+from prefect_tpu.core.verdict import Verdict
 
 
 def spend(*kinds: Kind, progressed: bool = False) -> Spent:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import Raised, Stage
 from prefect_tpu.core.retry import Limits, Spent, decide_retry
-from prefect_tpu.core.verdict import Kind, decide
+from prefect_tpu.core.verdict import Verdict, decide, judge
 
 
 def host(process_id: int, **fields: object) -> HostEvidence:
@@ -164,6 +165,26 @@ def test_what_no_repetition_mends_is_fatal(stage: Stage) -> None:
     verdict = decide([host(0, raised=raised(stage=stage)), host(1, stopped_by_us=True)])
     assert verdict.kind is Kind.FATAL
     assert decide_retry(verdict, Spent(), Limits()).retry is False
+
+
+def test_a_result_that_is_here_is_a_success_whatever_comes_after() -> None:
+    """A host that is lost, or whose agent fails, after its result was fetched fails nothing."""
+    after = [host(0, returned=True), host(1, lost="its agent is gone"), host(2, raised=raised(stage="environment"))]
+    assert judge(Kind.SUCCEEDED, after) == Verdict(Kind.SUCCEEDED)
+    assert judge(None, after).kind is Kind.FATAL
+
+
+@pytest.mark.parametrize("outcome", [Kind.CANCELLED, Kind.TIMED_OUT])
+def test_what_ended_it_from_outside_is_its_end(outcome: Kind) -> None:
+    """Whatever the hosts did meanwhile."""
+    assert judge(outcome, [host(0, raised=raised()), host(1, returned=True)]).kind is outcome
+
+
+def test_no_success_without_results() -> None:
+    """All return while the attempt is being ended at a deadline: nothing was fetched, so the notice counts."""
+    hosts = [host(i, returned=True, notice="Ray drains it", exit_code=0) for i in range(2)]
+    assert judge(None, hosts).kind is Kind.PREEMPTED
+    assert judge(None, [host(0, returned=True), host(1, returned=True)]).kind is Kind.INFRASTRUCTURE
 
 
 some_host = st.builds(

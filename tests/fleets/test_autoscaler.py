@@ -20,10 +20,9 @@ from ray.util.placement_group import placement_group_table
 
 from prefect_tpu import ConfigurationError, GangCancelledError, RayFleet, SliceUnavailableError, TpuMultisliceRunner
 from prefect_tpu.cluster import inventory, session, tpu
-from prefect_tpu.core.verdict import Kind
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.fleets.autoscaler import NAME_PREFIX
-from prefect_tpu.gang import run
-from prefect_tpu.gang.run import Call, GangRun
+from prefect_tpu.gang.attempts import AGENTS, Attempts, Call
 from tests.fleets.autoscaling import AutoscalingRay
 
 SHAPE = tpu.resolve_shape("v4", "2x2x1")
@@ -32,9 +31,9 @@ SOON_SECONDS = 20.0
 UP_SECONDS = 60.0
 SCRIPT = """
 import sys
-from prefect_tpu.gang.run import Call
+from prefect_tpu.gang.attempts import Call
 from tests.fleets.test_autoscaler import Listener, gang
-gang(sys.argv[1], topology="2x2x2").attempt(1, Call(print, (), {}, None), Listener())
+gang(sys.argv[1], topology="2x2x2").attempt(1, Call(print, (), {}), Listener())
 """
 
 
@@ -54,14 +53,14 @@ class Listener:
         return lambda *_, **__: None
 
 
-def gang(address: str, **options: Any) -> GangRun:
+def gang(address: str, **options: Any) -> Attempts:
     """A gang on an autoscaled cluster, without Prefect's engine."""
     runner: Any = TpuMultisliceRunner(
         pool=RayFleet(address, autoscaled=True),
         **({"accelerator_type": "v4", "topology": "2x2x1", "jax_distributed": False, "preload": ["json"]} | options),
     )
     plan = runner.resolve().plan(timeout_seconds=None, checkpoint_name="x", say=logging.getLogger("tests"))
-    return GangRun(plan, "run-of-the-test")
+    return Attempts(plan, "run-of-the-test", threading.Event())
 
 
 V2 = pytest.mark.parametrize("cluster", ["v2"], indirect=True)
@@ -72,7 +71,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[AutoscalingRay]:
     """Without a slice; two single-host slices at most. Which version of Ray's autoscaler is the parameter."""
     with AutoscalingRay(SHAPE, v2=request.param == "v2") as one:
         yield one
-        run.close()
+        AGENTS.close()
         session.disconnect()
 
 
@@ -147,7 +146,7 @@ def test_slices_come_for_a_gang_and_go_after_it(
         RayFleet(cluster.address).connect()
     assert asked() == NOTHING
     one, listener = gang(cluster.address, num_slices=num_slices, lease_timeout_seconds=UP_SECONDS), Listener()
-    thread, ends = in_background(lambda: one.attempt(1, Call(host_code, (str(tmp_path),), {}, ROOT), listener))
+    thread, ends = in_background(lambda: one.attempt(1, Call(host_code, (str(tmp_path),), {}), listener))
     wait(lambda: asked()["groups"], "it is asked for")
     assert asked() == NOTHING | {
         "gangs": [[{"TPU": 4.0, "TPU-v4-8-head": 1.0}] * num_slices], "groups": [f"{NAME_PREFIX}run-of-the-test"],
@@ -183,11 +182,11 @@ def test_no_cluster_and_no_spares(cluster: AutoscalingRay) -> None:
 def test_a_gang_that_is_cancelled_while_it_waits(cluster: AutoscalingRay) -> None:
     """What it has asked for is withdrawn; all hosts of a slice were asked for, as the autoscaler counts hosts."""
     one = gang(cluster.address, topology="2x2x2", num_slices=2)
-    thread, ends = in_background(lambda: one.attempt(1, Call(print, (), {}, None), Listener()))
+    thread, ends = in_background(lambda: one.attempt(1, Call(print, (), {}), Listener()))
     wait(lambda: asked()["gangs"], "it is asked for")
     (bundles,) = asked()["gangs"]
     assert sorted(bundles, key=len) == [{"TPU": 4.0}] * 2 + [{"TPU": 4.0, "TPU-v4-16-head": 1.0}] * 2
-    one.cancel()
+    one.cancelled.set()
     thread.join(SOON_SECONDS)
     assert isinstance(ends[0], GangCancelledError)
     wait(lambda: asked() == NOTHING, "nothing is asked for any more")
@@ -198,7 +197,7 @@ def test_slices_that_do_not_come(cluster: AutoscalingRay) -> None:
     """The error says what was asked for and what the autoscaler says (its second version does); nothing remains."""
     one = gang(cluster.address, topology="2x2x2", lease_timeout_seconds=8)
     with pytest.raises(SliceUnavailableError, match="asked for 1 v4 2x2x2 slices") as raised:
-        one.attempt(1, Call(print, (), {}, None), Listener())
+        one.attempt(1, Call(print, (), {}), Listener())
     assert "no worker group of the cluster is of this type" in str(raised.value)
     wait(lambda: asked() == NOTHING, "nothing is asked for any more")
 
@@ -211,7 +210,7 @@ def test_gangs_of_two_processes_and_a_killed_one(cluster: AutoscalingRay) -> Non
         [sys.executable, "-c", SCRIPT, cluster.address], env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT
     )
     one = gang(cluster.address, topology="2x2x2")
-    thread, _ = in_background(lambda: one.attempt(1, Call(print, (), {}, None), Listener()))
+    thread, _ = in_background(lambda: one.attempt(1, Call(print, (), {}), Listener()))
     try:
         wait(lambda: len(asked()["gangs"]) == 2, "both are asked for", 2 * SOON_SECONDS)
     finally:
@@ -219,6 +218,6 @@ def test_gangs_of_two_processes_and_a_killed_one(cluster: AutoscalingRay) -> Non
         process.wait()
     wait(lambda: len(asked()["gangs"]) == 1, "one is left")
     assert asked()["groups"] == [f"{NAME_PREFIX}run-of-the-test"]
-    one.cancel()
+    one.cancelled.set()
     thread.join(SOON_SECONDS)
     wait(lambda: asked() == NOTHING, "nothing is asked for any more")

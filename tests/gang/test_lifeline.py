@@ -17,7 +17,7 @@ from prefect_tpu.host.heart import BEAT_SECONDS, Heart
 
 AGENT = """
 import sys, time
-from prefect_tpu.gang.lifelines import Heart
+from prefect_tpu.host.heart import Heart
 print(Heart("127.0.0.1").port, flush=True)
 time.sleep(600)
 """

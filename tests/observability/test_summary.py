@@ -7,8 +7,8 @@ import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Kind
 from prefect_tpu.observability import run_summary
 from prefect_tpu.observability.run_summary import RunFacts
 from tests.core.test_ledger import report

@@ -1,4 +1,4 @@
-"""One task run's gang over all its attempts: connect, lease, launch, judge; leases outlive an attempt."""
+"""All attempts of one task run's gang: connect, lease, launch, judge; leases outlive an attempt."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from prefect_tpu.cluster import inventory, runtime_env, session
-from prefect_tpu.core.attempt import Attempt
 from prefect_tpu.core.errors import GangCancelledError, RemoteTraceback
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
+from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.core.verdict import Kind, Verdict, decide
+from prefect_tpu.core.verdict import Verdict, judge
 from prefect_tpu.gang.agents import AgentPool
-from prefect_tpu.gang.attempt import GangAttempt
+from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS, GangAttempt
 from prefect_tpu.gang.host_state import AttemptEnd
 from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.plan import GangPlan
@@ -45,7 +44,6 @@ class Call:
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    project_root: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +60,30 @@ class Ended:
 
 
 @dataclass(slots=True)
-class GangRun:
-    """All attempts of one task run. `attempt` blocks its thread; `cancel` may come from any other."""
+class Attempts:
+    """All attempts of one task run, one after the other. `attempt` blocks its thread.
+
+    Attributes:
+        plan: what the gang is made of.
+        run_id: of the task run.
+        cancelled: set from any thread, it ends the attempt that runs or the wait for slices; every later attempt
+            ends at once.
+    """
 
     plan: GangPlan
     run_id: str
-    _cancelled: threading.Event = field(init=False, default_factory=threading.Event)
+    cancelled: threading.Event
     _slices: GangSlices = field(init=False)
     _spares: list[Host] = field(init=False, default_factory=list)
     _packages: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._slices = GangSlices(self.plan, self.run_id, self._cancelled.is_set)
+        self._slices = GangSlices(self.plan, self.run_id, self.cancelled.is_set)
 
-    def cancel(self) -> None:
-        """End the attempt that runs, or the wait for slices; every later attempt ends at once."""
-        self._cancelled.set()
+    @property
+    def barrier_seconds(self) -> float:
+        """How long an attempt that is cancelled takes until all its processes are dead, at most."""
+        return self.plan.cancel_grace_seconds + BARRIER_MARGIN_SECONDS
 
     def release(self) -> None:
         """Give the slices back. The next attempt, if there is one, leases anew."""
@@ -100,20 +106,19 @@ class GangRun:
         """
         plan = self.plan
         shape = plan.resolve()
-        payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=call.project_root)
+        payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=pickling.project_root_of(call.fn))
         if backoff_seconds:
             observer.say(f"attempt {number} waits {backoff_seconds:g} s before it looks for slices")
-            if self._cancelled.wait(backoff_seconds):
+            if self.cancelled.wait(backoff_seconds):
                 raise GangCancelledError("cancelled before it looked for slices")
         began, began_unix = time.monotonic(), time.time()
         with _CONNECTING:
             plan.fleet.connect(say=observer.say)
             session.hold()
         try:
-            attempt = Attempt(number).lease()
             self._packages = runtime_env.upload(plan.runtime_env)
             lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
-            return self._run(attempt, lease, began_unix, time.monotonic() - began, shape, payload, observer)
+            return self._run(number, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
             self.release()
             raise
@@ -140,7 +145,7 @@ class GangRun:
 
     def _run(
         self,
-        attempt: Attempt,
+        number: int,
         lease: GangLease,
         began_unix_seconds: float,
         lease_seconds: float,
@@ -151,18 +156,18 @@ class GangRun:
         plan, gang = self.plan, lease.gang
         hosts = [member.host for member in gang.members]
         names = ", ".join(one.name for one in gang.slices)
-        observer.say(f"attempt {attempt.number} on {names}: {gang.num_processes} hosts")
-        observer.started(attempt.number, gang)
+        observer.say(f"attempt {number} on {names}: {gang.num_processes} hosts")
+        observer.started(number, gang)
         agents = self._take_agents(hosts)
         one = GangAttempt(
             gang=gang,
             shape=shape,
             agents=agents,
-            attempt=attempt,
+            number=number,
             payload=payload,
             options=plan.options(self.run_id, gang.num_processes),
             observer=observer,
-            cancelled=self._cancelled.is_set,
+            cancelled=self.cancelled.is_set,
             on_entered=lambda: self._warm(shape),
             on_drain=lambda name: self._slices.reserve_ahead(shape, observer.say, name),
             room=lambda: self._slices.room(shape),
@@ -175,11 +180,11 @@ class GangRun:
             for member in [*one.unresponsive, *one.without_agent]:
                 AGENTS.drop(member.host, self._packages)
             self._slices.drop({member.slice_name for member in [*one.unresponsive, *one.busy, *one.draining]})
-        results, evidence = _results(end)
-        verdict = _verdict(end.outcome, evidence, preemptible=plan.preemptible)
+        outcome, results, evidence = _results(end)
+        verdict = judge(outcome, evidence, preemptible=plan.preemptible)
         error = _user_error(evidence, verdict)
         report = AttemptReport(
-            number=attempt.number,
+            number=number,
             gang=gang,
             evidence=tuple(host.slim() for host in evidence),
             verdict=verdict,
@@ -190,40 +195,38 @@ class GangRun:
             began_unix_seconds=began_unix_seconds,
             summaries=end.summaries,
         )
-        if verdict.kind is Kind.SUCCEEDED:
-            self._slices.hand_over()
-        elif verdict.kind is Kind.RESIZED:
-            self._slices.grow()
-        if verdict.kind in (Kind.SUCCEEDED, Kind.CANCELLED):
-            self.release()
-        return Ended(report, results if verdict.kind is Kind.SUCCEEDED else None, error)
+        match KINDS[verdict.kind].slices:
+            case "handed over":
+                self._slices.hand_over()
+                self.release()
+            case "grown":
+                self._slices.grow()
+            case "released":
+                self.release()
+        return Ended(report, results, error)
 
 
-def _results(end: AttemptEnd) -> tuple[list[Any], tuple[HostEvidence, ...]]:
-    """Results in process-id order; a result that cannot be rebuilt here becomes evidence against its host."""
+def _results(end: AttemptEnd) -> tuple[Kind | None, list[Any] | None, tuple[HostEvidence, ...]]:
+    """Outcome, results in process-id order, evidence.
+
+    A result that cannot be rebuilt here is no success: it becomes evidence against its host.
+    """
+    if end.outcome is not Kind.SUCCEEDED:
+        return end.outcome, None, end.evidence
     results: list[Any] = []
     evidence = list(end.evidence)
-    if end.outcome is Kind.SUCCEEDED:
-        for index, buffers in enumerate(end.buffers):
-            if buffers is None:
-                continue
-            try:
-                results.append(pickling.loads(buffers, copy=False))
-            except Exception as error:  # noqa: BLE001 - whatever the user's classes do when they are rebuilt here
-                text = f"its result cannot be rebuilt in the driver: {error}"
-                raised = Raised("result", type(error).__name__, text, traceback.format_exc())
-                evidence[index] = replace(evidence[index], returned=False, raised=raised)
-    return results, tuple(evidence)
-
-
-def _verdict(outcome: Kind | None, evidence: tuple[HostEvidence, ...], *, preemptible: bool) -> Verdict:
-    if outcome is Kind.CANCELLED:
-        return Verdict(Kind.CANCELLED, "cancelled")
-    if outcome is Kind.TIMED_OUT:
-        return Verdict(Kind.TIMED_OUT, "ran longer than timeout_seconds")
-    if outcome is Kind.SUCCEEDED and not any(host.raised for host in evidence):
-        return Verdict(Kind.SUCCEEDED)  # whatever became of a host after its result was here
-    return decide(evidence, preemptible=preemptible)
+    outcome: Kind | None = Kind.SUCCEEDED
+    for index, buffers in enumerate(end.buffers):
+        if buffers is None:
+            continue
+        try:
+            results.append(pickling.loads(buffers, copy=False))
+        except Exception as error:  # noqa: BLE001 - whatever the user's classes do when they are rebuilt here
+            text = f"its result cannot be rebuilt in the driver: {error}"
+            raised = Raised("result", type(error).__name__, text, traceback.format_exc())
+            evidence[index] = replace(evidence[index], returned=False, raised=raised)
+            outcome = None
+    return outcome, results if outcome is Kind.SUCCEEDED else None, tuple(evidence)
 
 
 def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseException | None:
@@ -241,8 +244,3 @@ def _user_error(evidence: tuple[HostEvidence, ...], verdict: Verdict) -> BaseExc
         return None
     error.__cause__ = RemoteTraceback(raised.traceback)
     return error
-
-
-def close() -> None:
-    """End all agents of this process."""
-    AGENTS.close()
