@@ -21,8 +21,11 @@ from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Fleet
+from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.given import GivenOptions, PoolOptions
+from prefect_tpu.options.merge import merge
 from prefect_tpu.prefect_api import async_dispatch
+from prefect_tpu.settings import current_settings
 
 if TYPE_CHECKING:
     from typing import Self
@@ -68,24 +71,24 @@ class TpuSlicePool(PoolOptions, WithFleet, TpuBlock):
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:
         try:
-            self._shape()
+            _shape(self)
         except TopologyError as error:
             raise ValueError(str(error)) from None
-        if isinstance(self.fleet, LocalFleetBlock) and self.least_slices > self.fleet.slices:
+        if isinstance(self.fleet, LocalFleetBlock) and sizes_of(self.num_slices)[0] > self.fleet.slices:
             raise ValueError(
                 f"num_slices={self.num_slices} is more than the {self.fleet.slices} slices of the pool's local fleet: "
                 "raise `slices` of the fleet or lower `num_slices`"
             )
         return self
 
-    @property
-    def least_slices(self) -> int:
-        """The smallest acceptable number of slices."""
-        return sizes_of(self.num_slices)[0]
+    def resolve(self) -> GangOptions:
+        """What gangs on it run with where a runner says nothing: settings that are set, its fields, defaults."""
+        return merge({}, {}, current_settings(), self)
 
     def make_fleet(self) -> Fleet:
         """Where the slices come from, as runs use it. Starts nothing."""
-        return self.fleet.make(self.accelerator_type, self.topology, self.chips_per_host)
+        options = self.resolve()
+        return self.fleet.make(options.accelerator_type, options.topology, options.chips_per_host)
 
     def runner(self, **overrides: Unpack[GivenOptions]) -> prefect_tpu.TpuMultisliceRunner[Any]:
         """A task runner on this pool.
@@ -130,14 +133,16 @@ class TpuSlicePool(PoolOptions, WithFleet, TpuBlock):
         return self._validate()
 
     def _status(self) -> dict[str, Any]:
-        return status_of(self.make_fleet(), self._shape())
+        return status_of(self.make_fleet(), _shape(self.resolve()))
 
     def _validate(self) -> dict[str, Any]:
         fleet, found = self.make_fleet(), self._status()
-        check(found, fleet, self._shape(), sizes_of(self.num_slices))
+        options = self.resolve()
+        check(found, fleet, _shape(options), sizes_of(options.num_slices))
         return found
 
-    def _shape(self) -> SliceShape:
-        from prefect_tpu.cluster import tpu
 
-        return tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)
+def _shape(options: GangOptions | PoolOptions) -> SliceShape:
+    from prefect_tpu.cluster import tpu
+
+    return tpu.resolve_shape(options.accelerator_type, options.topology, options.chips_per_host)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prefect_tpu.cli.output import EXIT_FAILED, EXIT_OK, Json, out, plain, print_table, tell
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.gang import sizes_of
 
 pool_app = cyclopts.App(
     name="pool",
@@ -30,13 +31,15 @@ def pool_status(
 
     loaded = load_pool(pool if "/" in pool else f"tpu-slice-pool/{pool}")
     found: Any = waited_for(loaded.status)
-    enough = bool(found["fitting"] >= loaded.least_slices) if found["up"] else not found["problem"].startswith("no ")
+    options = loaded.resolve()
+    least = sizes_of(options.num_slices)[0]
+    enough = bool(found["fitting"] >= least) if found["up"] else not found["problem"].startswith("no ")
     enough = enough or (found["up"] and isinstance(loaded.fleet, QueuedResourceFleetBlock))  # they come when wanted
     if json:
-        tell(json, {"pool": pool, "num_slices": loaded.num_slices, **found}, "")
+        tell(json, {"pool": pool, "num_slices": options.num_slices, **found}, "")
         return EXIT_OK if enough else EXIT_FAILED
-    kind = f"{loaded.accelerator_type} {loaded.topology}"
-    out.print(plain(f"{pool}: {found['fleet']}, gangs of {loaded.num_slices} slices of {kind}"))
+    kind = f"{options.accelerator_type} {options.topology}"
+    out.print(plain(f"{pool}: {found['fleet']}, gangs of {options.num_slices} slices of {kind}"))
     if found["problem"]:
         out.print(plain(found["problem"]))
     else:

@@ -27,7 +27,8 @@ from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import GangContext, HostReport, JaxInit, LaunchRequest, Poll, Raised, Stage
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.gang.host_state import AttemptOptions, HostState
+from prefect_tpu.gang.host_state import HostState
+from prefect_tpu.gang.plan import GangPlan
 
 WAIT_SECONDS = 0.1
 """How often the attempt looks at cancel, deadlines and heartbeats while no host says anything."""
@@ -37,22 +38,24 @@ DISCONNECT_SECONDS = 2.0
 
 def request(
     member: Member,
+    run_id: str,
     attempt_id: str,
     number: int,
     gang: Gang,
     shape: SliceShape,
-    options: AttemptOptions,
+    plan: GangPlan,
     ports: tuple[int, int],
 ) -> LaunchRequest:
     """What one host needs to know to start its process.
 
     Args:
         member: the host.
+        run_id: of the task run.
         attempt_id: of this attempt, the same on every host.
         number: of the attempt, from 1.
         gang: whom it belongs to.
         shape: of its slices.
-        options: how the attempt runs.
+        plan: how the attempt runs.
         ports: of JAX's coordinator and of the transport between slices, free on the coordinator's host.
     """
     jax_port, megascale_port = ports
@@ -66,26 +69,26 @@ def request(
             process_id=member.process_id,
             num_processes=gang.num_processes,
             attempt=number,
-            run_id=options.run_id,
+            run_id=run_id,
             slice_name=member.slice_name,
-            checkpoint_dir=options.checkpoint_dir,
-            can_grow=gang.num_slices < options.most_slices,
+            checkpoint_dir=plan.checkpoint_dir,
+            can_grow=gang.num_slices < plan.most_slices,
         ),
-        gang_env=gang_environment(gang, member, shape, megascale_port=megascale_port, user_env=options.user_env),
-        user_env=options.user_env,
-        preload=options.preload,
+        gang_env=gang_environment(gang, member, shape, megascale_port=megascale_port, user_env=plan.options.env),
+        user_env=plan.options.env,
+        preload=plan.preload,
         jax=JaxInit(
             coordinator_address=f"{gang.coordinator.address}:{jax_port}",
             num_processes=gang.num_processes,
             process_id=member.process_id,
-            initialization_timeout_seconds=options.jax_initialization_timeout_seconds,
+            initialization_timeout_seconds=plan.tuning.jax_initialization_timeout_seconds,
         )
-        if options.jax_distributed
+        if plan.initializes_jax(gang.num_processes)
         else None,
-        devices=options.devices,
-        log_level=options.log_level,
-        log_lines_per_second=options.log_lines_per_second,
-        log_burst_lines=options.log_burst_lines,
+        devices=plan.devices,
+        log_level=plan.log_level,
+        log_lines_per_second=plan.tuning.host_log_lines_per_second,
+        log_burst_lines=plan.log_burst_lines,
     )
 
 

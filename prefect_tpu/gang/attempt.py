@@ -19,8 +19,9 @@ from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang import results
 from prefect_tpu.gang.agent_calls import WAIT_SECONDS, AgentCalls, check_version, request, ship
 from prefect_tpu.gang.health import HealthMonitor
-from prefect_tpu.gang.host_state import AttemptEnd, AttemptOptions, HostState
+from prefect_tpu.gang.host_state import AttemptEnd, HostState
 from prefect_tpu.gang.observer import Observer
+from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.gang.resizing import ResizeOffers
 
 log = logging.getLogger("prefect_tpu.gang")
@@ -42,9 +43,10 @@ class GangAttempt:
     gang: Gang
     shape: SliceShape
     agents: Sequence[Any]
+    run_id: str
     number: int
     payload: list[Any]
-    options: AttemptOptions
+    plan: GangPlan
     observer: Observer
     cancelled: Callable[[], bool]
     on_entered: Callable[[], None] = lambda: None
@@ -61,13 +63,13 @@ class GangAttempt:
     def run(self) -> AttemptEnd:
         """Launch, watch, gather, stop. Returns only when no process of this attempt is left."""
         self._hosts = [HostState(m, a) for m, a in zip(self.gang.members, self.agents, strict=True)]
-        options, observer = self.options, self.observer
-        self._id = f"{options.run_id}-{self.number}"
-        self._health = HealthMonitor(self._id, self._hosts, options, observer, self.on_drain)
+        plan, observer = self.plan, self.observer
+        self._id = f"{self.run_id}-{self.number}"
+        self._health = HealthMonitor(self._id, self._hosts, plan, observer, self.on_drain)
         self._calls = AgentCalls(
-            self._id, self._hosts, options.agent_poll_seconds, self.cancelled, self._health.look, self._take
+            self._id, self._hosts, plan.tuning.agent_poll_seconds, self.cancelled, self._health.look, self._take
         )
-        self._offers = ResizeOffers(self._id, self.gang.num_slices, self._hosts, options, observer, self.room)
+        self._offers = ResizeOffers(self._id, self.gang.num_slices, self._hosts, plan, observer, self.room)
         started = self._launched_at = time.monotonic()
         outcome: Kind | None = None
         try:
@@ -100,12 +102,12 @@ class GangAttempt:
 
     def _launch(self) -> Kind | None:
         """Fork one child on every host. None if all of them are up; the evidence has what went wrong."""
-        options, gang = self.options, self.gang
+        plan, gang = self.plan, self.gang
         size = sum(memoryview(one).nbytes for one in self.payload)
-        big = size if size > options.inline_payload_bytes else 0
+        big = size if size > plan.tuning.inline_payload_bytes else 0
         prepared = self._calls.answers(
-            lambda host: host.agent.prepare.remote(options.preload, options.user_env, big, options.metadata_url),
-            options.agent_start_timeout_seconds,
+            lambda host: host.agent.prepare.remote(plan.preload, plan.options.env, big, plan.metadata_url),
+            plan.agent_start_timeout_seconds,
             "did not get ready",
         )
         if self.cancelled():
@@ -130,24 +132,24 @@ class GangAttempt:
             self._calls.poll(host)
 
         def launch(host: HostState) -> Any:
-            wanted = request(host.member, self._id, self.number, gang, self.shape, options, ports)
+            wanted = request(host.member, self.run_id, self._id, self.number, gang, self.shape, plan, ports)
             return host.agent.launch.remote(wanted, shipped)
 
-        self._calls.answers(launch, options.agent_start_timeout_seconds, "did not start its process")
+        self._calls.answers(launch, plan.agent_start_timeout_seconds, "did not start its process")
         return Kind.CANCELLED if self.cancelled() else None
 
     # -- watching
 
     def _watch(self) -> Kind | None:
         """Forward what the hosts say until all returned, somebody failed, or it is ended from outside."""
-        options = self.options
+        options, tuning = self.plan.options, self.plan.tuning
         watch = Watch(
             launched_at=self._launched_at,
-            timeout_seconds=options.timeout_seconds,
+            timeout_seconds=self.plan.timeout_seconds,
             launch_timeout_seconds=options.launch_timeout_seconds,
-            leave_timeout_seconds=options.leave_timeout_seconds,
-            failure_window_seconds=options.failure_window_seconds,
-            clear_failure_window_seconds=options.clear_failure_window_seconds,
+            leave_timeout_seconds=tuning.leave_timeout_seconds,
+            failure_window_seconds=tuning.failure_window_seconds,
+            clear_failure_window_seconds=tuning.clear_failure_window_seconds,
         )
         while True:
             self._calls.look()
@@ -203,13 +205,13 @@ class GangAttempt:
 
     def _gather(self) -> bool:
         """Fetch the results; False if a host was lost on the way, or there is no room for its result here."""
-        wanted = self._hosts[:1] if self.options.process0_only else self._hosts
+        wanted = self._hosts[:1] if self.plan.process0_only else self._hosts
         results.fetch(
             wanted,
             self._id,
             self._calls.answer,
             self._go_on,
-            window_bytes=self.options.result_window_bytes,
+            window_bytes=self.plan.tuning.result_window_bytes,
             wait_seconds=WAIT_SECONDS,
         )
         return all(host.buffers is not None for host in wanted)
@@ -221,7 +223,7 @@ class GangAttempt:
     def _stop(self, outcome: Kind | None) -> None:
         """The barrier: nothing of this attempt lives when it returns."""
         ending: Ending = "kill" if outcome is None else KINDS[outcome].ending
-        grace = self.options.cancel_grace_seconds if ending == "terminate" else 0.0
+        grace = self.plan.options.cancel_grace_seconds if ending == "terminate" else 0.0
         margin = FINISH_SECONDS if ending == "finish" else BARRIER_MARGIN_SECONDS
         for host in self._hosts:
             if self._calls.disconnected() or host.over:

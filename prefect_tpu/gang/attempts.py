@@ -76,12 +76,15 @@ class Attempts:
     _packages: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._slices = GangSlices(self.plan, self.run_id, self.cancelled.is_set)
+        plan = self.plan
+        self._slices = GangSlices(
+            plan.fleet, plan.options, plan.tuning, plan.host_resources, self.run_id, self.cancelled.is_set
+        )
 
     @property
     def barrier_seconds(self) -> float:
         """How long an attempt that is cancelled takes until all its processes are dead, at most."""
-        return self.plan.cancel_grace_seconds + BARRIER_MARGIN_SECONDS
+        return self.plan.options.cancel_grace_seconds + BARRIER_MARGIN_SECONDS
 
     def release(self) -> None:
         """Give the slices back. The next attempt, if there is one, leases anew."""
@@ -114,7 +117,7 @@ class Attempts:
             plan.fleet.connect(say=observer.say)
             session.hold()
         try:
-            self._packages = runtime_env.upload(plan.runtime_env)
+            self._packages = runtime_env.upload(plan.options.runtime_env)
             lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
             return self._run(number, lease, began_unix, time.monotonic() - began, shape, payload, observer)
         except BaseException:
@@ -125,20 +128,20 @@ class Attempts:
 
     def _warm(self, shape: SliceShape) -> None:
         """Start agents on free slices, without reserving them, so that a replacement is warm."""
-        if self.plan.warm_spares < 1 or self._spares:
+        plan, wanted = self.plan, self.plan.options.warm_spares or 0
+        if wanted < 1 or self._spares:
             return
         try:
-            spares = inventory.free_slices(shape)[: self.plan.warm_spares]
+            spares = inventory.free_slices(shape)[:wanted]
             hosts = [host for one in spares for host in one.hosts]
-            plan = self.plan
             for agent in self._take_agents(hosts):
-                agent.prepare.remote(plan.preload, plan.env, 0, plan.metadata_url)
+                agent.prepare.remote(plan.preload, plan.options.env, 0, plan.metadata_url)
             self._spares = hosts
         except Exception as error:  # noqa: BLE001 - it only saves time later
             log.debug("no spare slices are kept warm: %s", error)
 
     def _take_agents(self, hosts: list[Host]) -> list[Any]:
-        idle = self.plan.agent_idle_release_seconds
+        idle = self.plan.options.agent_idle_release_seconds
         return AGENTS.take(hosts, idle_release_seconds=idle, runtime_env=self._packages)
 
     def _run(
@@ -161,9 +164,10 @@ class Attempts:
             gang=gang,
             shape=shape,
             agents=agents,
+            run_id=self.run_id,
             number=number,
             payload=payload,
-            options=plan.options(self.run_id, gang.num_processes),
+            plan=plan,
             observer=observer,
             cancelled=self.cancelled.is_set,
             on_entered=lambda: self._warm(shape),
@@ -179,7 +183,7 @@ class Attempts:
                 AGENTS.drop(member.host, self._packages)
             self._slices.drop({member.slice_name for member in [*one.unresponsive, *one.busy, *one.draining]})
         outcome, results, evidence = _results(end)
-        verdict = judge(outcome, evidence, preemptible=plan.preemptible)
+        verdict = judge(outcome, evidence, preemptible=plan.options.preemptible)
         error = _user_error(evidence, verdict)
         report = AttemptReport(
             number=number,

@@ -15,9 +15,10 @@ from ray.exceptions import RayError
 from prefect_tpu.cluster import gcs
 from prefect_tpu.core import jax_names
 from prefect_tpu.core.messages import HostReport, LogRecord, Notice
-from prefect_tpu.gang.host_state import AttemptOptions, HostState
+from prefect_tpu.gang.host_state import HostState
 from prefect_tpu.gang.lifelines import Lifelines
 from prefect_tpu.gang.observer import Observer
+from prefect_tpu.gang.plan import GangPlan
 
 log = logging.getLogger("prefect_tpu.gang")
 
@@ -39,7 +40,7 @@ class HealthMonitor:
 
     attempt_id: str
     hosts: Sequence[HostState]
-    options: AttemptOptions
+    plan: GangPlan
     observer: Observer
     on_drain: Callable[[str], None]
     deadline_unix_seconds: float | None = None
@@ -52,7 +53,7 @@ class HealthMonitor:
     _grace_ends: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self._lifelines = Lifelines(self.options.heartbeat_timeout_seconds)
+        self._lifelines = Lifelines(self.plan.tuning.heartbeat_timeout_seconds)
 
     def connect(self, host: HostState, report: HostReport) -> None:
         """Listen to the agent of a host that is ready."""
@@ -86,7 +87,7 @@ class HealthMonitor:
         A notice that does not say when gets `drain_timeout_seconds` for its deadline, if that is set.
         """
         name = host.member.slice_name
-        limit = self.options.drain_timeout_seconds
+        limit = self.plan.options.drain_timeout_seconds
         if deadline_unix_seconds is None and limit is not None and name not in self.draining:
             deadline_unix_seconds = time.time() + limit
             text = f"{text} without a deadline (drain_timeout_seconds={limit:g})"
@@ -152,7 +153,7 @@ class HealthMonitor:
 
     def hung(self) -> bool:
         """Whether hosts that did report progress have stopped to. Their stacks are in the logs then."""
-        timeout = self.options.hang_timeout_seconds
+        timeout = self.plan.options.hang_timeout_seconds
         now = time.monotonic()
         if timeout is None or now < max(self._hang_checked_at + timeout / 10, self._grace_ends):
             return False
@@ -167,7 +168,7 @@ class HealthMonitor:
         found = self._stacks()
         compiling = [host for host, text in found.items() if jax_names.compiles(text)]
         if compiling and not self._grace_ends:
-            grace = self.options.hang_compile_grace_seconds
+            grace = self.plan.tuning.hang_compile_grace_seconds
             self._grace_ends = now + grace
             self.observer.say(
                 f"no progress for {timeout:g} s (hang_timeout_seconds), but {compiling[0].member.label} compiles: "

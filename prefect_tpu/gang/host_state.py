@@ -1,8 +1,7 @@
-"""What an attempt is given, what it knows of each host while it runs, and what it leaves."""
+"""What an attempt knows of each host while it runs, and what it leaves."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,44 +9,7 @@ from prefect_tpu.core.attempt import HostFacts
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Member
 from prefect_tpu.core.kinds import Kind
-from prefect_tpu.core.messages import DeviceCheck, Exited, Progress, Raised, Returned
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptOptions:
-    """How one attempt runs; times in seconds.
-
-    `most_slices`: what the gang may grow to at its resize points.
-    """
-
-    run_id: str
-    preload: tuple[str, ...]
-    user_env: dict[str, str]
-    jax_distributed: bool
-    jax_initialization_timeout_seconds: int
-    agent_start_timeout_seconds: float
-    launch_timeout_seconds: float
-    agent_poll_seconds: float
-    failure_window_seconds: float
-    cancel_grace_seconds: float
-    timeout_seconds: float | None
-    process0_only: bool
-    inline_payload_bytes: int
-    result_window_bytes: int
-    checkpoint_dir: str | None
-    devices: DeviceCheck
-    log_lines_per_second: float
-    log_burst_lines: float
-    clear_failure_window_seconds: float
-    leave_timeout_seconds: float
-    heartbeat_timeout_seconds: float
-    hang_timeout_seconds: float | None
-    hang_compile_grace_seconds: float
-    metadata_url: str | None
-    most_slices: int = 0
-    resize_interval_seconds: float = 0.0
-    log_level: int = logging.INFO
-    drain_timeout_seconds: float | None = None
+from prefect_tpu.core.messages import Exited, Progress, Raised, Returned
 
 
 @dataclass(slots=True, eq=False)

@@ -2,111 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from prefect_tpu.cluster import runtime_env, tpu
+from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Fleet
-from prefect_tpu.gang.host_state import AttemptOptions
+from prefect_tpu.options.gang import GangOptions
+from prefect_tpu.options.tuning import Tuning
 
 
 @dataclass(frozen=True, slots=True)
 class GangPlan:
-    """What a gang is made of, and every limit that it runs under. Times in seconds, sizes in bytes.
+    """The options that a gang runs with, whole, and the facts of this run.
 
-    `sizes` are the numbers of slices that will do, ascending; `can_grow` is whether the gang may have more slices
-    later than it began with. `host_resources` are reserved on each host beside its chips, sorted by name.
+    Attributes:
+        fleet: where the slices come from.
+        options: with nothing left open.
+        tuning: the site's waits and limits.
+        jax_distributed: as the runner was given it.
+        process0_only: only process 0's result is wanted.
+        timeout_seconds: the task's own, from the launch.
+        checkpoint_dir: the same for every attempt.
+        metadata_url: of the cloud's metadata server; None for the usual one, "" for none.
+        log_level: of the driver's logger; hosts send nothing below it.
+        host_resources: reserved on each host beside its chips, sorted by name.
     """
 
     fleet: Fleet
-    sizes: tuple[int, ...]
-    accelerator_type: str
-    topology: str
-    chips_per_host: int | None
-    preload: tuple[str, ...]
-    env: dict[str, str]
+    options: GangOptions
+    tuning: Tuning
     jax_distributed: Literal["auto"] | bool
     process0_only: bool
-    lease_timeout_seconds: float
-    lease_linger_seconds: float
-    queue_message_interval_seconds: float
-    agent_start_timeout_seconds: float
-    agent_idle_release_seconds: float
-    agent_poll_seconds: float
-    launch_timeout_seconds: float
-    jax_initialization_timeout_seconds: int
-    failure_window_seconds: float
-    clear_failure_window_seconds: float
-    leave_timeout_seconds: float
-    heartbeat_timeout_seconds: float
-    hang_timeout_seconds: float | None
-    hang_compile_grace_seconds: float
-    lease_hold_seconds: float
-    metadata_url: str | None
-    preemptible: bool
-    warm_spares: int
-    cancel_grace_seconds: float
-    inline_payload_bytes: int
-    result_window_bytes: int
     timeout_seconds: float | None
     checkpoint_dir: str | None
-    devices: DeviceCheck
-    log_lines_per_second: float
-    log_burst_lines: float
+    metadata_url: str | None
     log_level: int
-    resize_after_seconds: float
-    resize_interval_seconds: float
-    can_grow: bool
     host_resources: tuple[tuple[str, float], ...] = ()
-    runtime_env: dict[str, Any] = field(default_factory=dict)
-    drain_timeout_seconds: float | None = None
 
     @property
-    def num_slices(self) -> int:
-        """The most slices that it may have."""
-        return self.sizes[-1]
+    def most_slices(self) -> int:
+        """What it may grow to at its resize points; 0 if never."""
+        return sizes_of(self.options.num_slices)[-1] if self.options.resumable else 0
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """As agents take it."""
+        return tuple(self.options.preload)
+
+    @property
+    def agent_start_timeout_seconds(self) -> float:
+        """For its agents to get ready."""
+        return self.tuning.agent_start_timeout_seconds + runtime_env.setup_seconds(self.options.runtime_env)
+
+    @property
+    def devices(self) -> DeviceCheck:
+        """How a host's accelerator is looked at before a launch."""
+        tuning = self.tuning
+        return DeviceCheck(tuple(tuning.device_globs), tuning.libtpu_lock_file, tuning.device_wait_seconds)
+
+    @property
+    def log_burst_lines(self) -> float:
+        """That a host may log at once."""
+        return self.tuning.host_log_lines_per_second * self.tuning.log_burst_seconds
+
+    def initializes_jax(self, num_processes: int) -> bool:
+        """Whether hosts call `jax.distributed.initialize` in a gang of so many."""
+        if self.jax_distributed == "auto":
+            return num_processes > 1 and "jax" in self.options.preload
+        return self.jax_distributed
 
     def resolve(self) -> SliceShape:
         """The slices' shape; raises TopologyError for what does not exist."""
-        return tpu.resolve_shape(self.accelerator_type, self.topology, self.chips_per_host)
-
-    def options(self, run_id: str, num_processes: int) -> AttemptOptions:
-        """For each attempt of one task run's gang.
-
-        Args:
-            run_id: of the task run.
-            num_processes: how many hosts the gang has.
-        """
-        jax = self.jax_distributed
-        return AttemptOptions(
-            run_id=run_id,
-            preload=self.preload,
-            user_env=self.env,
-            jax_distributed=(num_processes > 1 and "jax" in self.preload) if jax == "auto" else jax,
-            jax_initialization_timeout_seconds=self.jax_initialization_timeout_seconds,
-            clear_failure_window_seconds=self.clear_failure_window_seconds,
-            leave_timeout_seconds=self.leave_timeout_seconds,
-            heartbeat_timeout_seconds=self.heartbeat_timeout_seconds,
-            hang_timeout_seconds=self.hang_timeout_seconds,
-            hang_compile_grace_seconds=self.hang_compile_grace_seconds,
-            metadata_url=self.metadata_url,
-            most_slices=self.num_slices if self.can_grow else 0,
-            resize_interval_seconds=self.resize_interval_seconds,
-            agent_start_timeout_seconds=self.agent_start_timeout_seconds + runtime_env.setup_seconds(self.runtime_env),
-            drain_timeout_seconds=self.drain_timeout_seconds,
-            launch_timeout_seconds=self.launch_timeout_seconds,
-            agent_poll_seconds=self.agent_poll_seconds,
-            failure_window_seconds=self.failure_window_seconds,
-            cancel_grace_seconds=self.cancel_grace_seconds,
-            timeout_seconds=self.timeout_seconds,
-            process0_only=self.process0_only,
-            inline_payload_bytes=self.inline_payload_bytes,
-            result_window_bytes=self.result_window_bytes,
-            checkpoint_dir=self.checkpoint_dir,
-            devices=self.devices,
-            log_lines_per_second=self.log_lines_per_second,
-            log_burst_lines=self.log_burst_lines,
-            log_level=self.log_level,
-        )
+        options = self.options
+        return tpu.resolve_shape(options.accelerator_type, options.topology, options.chips_per_host)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from prefect_tpu.gang.host_state import AttemptOptions, HostState
+from prefect_tpu.gang.host_state import HostState
 from prefect_tpu.gang.observer import Observer
+from prefect_tpu.gang.plan import GangPlan
 
 LOOK_SECONDS = 2.0
 """How often it is looked whether they are."""
@@ -26,7 +27,7 @@ class ResizeOffers:
     attempt_id: str
     num_slices: int
     hosts: Sequence[HostState]
-    options: AttemptOptions
+    plan: GangPlan
     observer: Observer
     room: Callable[[], int]
     _looked_at: float = field(init=False, default=0.0)
@@ -34,10 +35,9 @@ class ResizeOffers:
 
     def look(self, entered_at: float | None, now: float) -> None:
         """Tell all hosts when more slices are free, and when they are not any more; not too soon after a start."""
-        options = self.options
-        if entered_at is None or self.num_slices >= options.most_slices:
+        if entered_at is None or self.num_slices >= self.plan.most_slices:
             return
-        if now < max(entered_at + options.resize_interval_seconds, self._looked_at + LOOK_SECONDS):
+        if now < max(entered_at + self.plan.options.resize_interval_seconds, self._looked_at + LOOK_SECONDS):
             return
         self._looked_at = now
         size = self.room()

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 from prefect_tpu.cluster import inventory, session
 from prefect_tpu.core.errors import SliceUnavailableError
+from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.fleets.fleet import Demand
-from prefect_tpu.gang.plan import GangPlan
+from prefect_tpu.fleets.fleet import Demand, Fleet
 from prefect_tpu.leases.lease import GangLease
 from prefect_tpu.leases.queue import LeaseQueue
+from prefect_tpu.options.gang import GangOptions
+from prefect_tpu.options.tuning import Tuning
 
 log = logging.getLogger("prefect_tpu.gang")
 
@@ -28,29 +30,18 @@ Say = Callable[[str], None]
 class StandbyLease:
     """Slices that are being reserved on a thread of its own, for the next attempt."""
 
-    def __init__(self, plan: GangPlan, shape: SliceShape, num_slices: int, demand: Demand | None) -> None:
+    def __init__(self, num_slices: int, acquire: Callable[[int, Callable[[], bool]], GangLease]) -> None:
+        """`acquire`: takes the number, and asks whether it is enough."""
         self.num_slices = num_slices
-        self._demand = demand
+        self._acquire = acquire
         self._enough = threading.Event()
         self._lease: GangLease | None = None
-        self._thread = threading.Thread(
-            target=self._work, args=(plan, shape), name="prefect-tpu-reserve-ahead", daemon=True
-        )
+        self._thread = threading.Thread(target=self._work, name="prefect-tpu-reserve-ahead", daemon=True)
         self._thread.start()
 
-    def _work(self, plan: GangPlan, shape: SliceShape) -> None:
+    def _work(self) -> None:
         try:
-            self._lease = QUEUE.acquire(
-                shape,
-                self.num_slices,
-                timeout_seconds=plan.lease_timeout_seconds,
-                fleet=plan.fleet.describe(),
-                cancelled=self._enough.is_set,
-                say=lambda _: None,
-                say_interval_seconds=plan.queue_message_interval_seconds,
-                extra=plan.host_resources,
-                demand=self._demand,
-            )
+            self._lease = self._acquire(self.num_slices, self._enough.is_set)
         except Exception as error:  # noqa: BLE001 - the next attempt looks for itself
             log.debug("nothing could be reserved ahead: %s", error)
 
@@ -73,12 +64,18 @@ class GangSlices:
     """What the task run holds. Used by the thread of its attempts; `release` may come from another one.
 
     Attributes:
-        plan: how many slices of what kind, and for how long each wait lasts.
+        fleet: where they come from.
+        options: how many, and for how long each wait lasts.
+        tuning: the site's waits.
+        host_resources: reserved on each host beside its chips.
         run_id: of the task run.
         cancelled: asked often; True ends every wait.
     """
 
-    plan: GangPlan
+    fleet: Fleet
+    options: GangOptions
+    tuning: Tuning
+    host_resources: tuple[tuple[str, float], ...]
     run_id: str
     cancelled: Callable[[], bool]
     _lease: GangLease | None = field(init=False, default=None)
@@ -94,12 +91,12 @@ class GangSlices:
             SliceUnavailableError: not even the smallest number within lease_timeout_seconds.
             GangCancelledError: cancelled meanwhile.
         """
-        plan = self.plan
+        sizes, timeout_seconds = sizes_of(self.options.num_slices), self.options.lease_timeout_seconds
         if self._lease is not None and self._lease.generation != session.generation():
             self.release()  # its cluster has gone since the attempt before
         if self._demand is None:
-            self._demand = plan.fleet.demand(shape, plan.num_slices, self.run_id, say)
-        give_up = time.monotonic() + plan.lease_timeout_seconds
+            self._demand = self.fleet.demand(shape, sizes[-1], self.run_id, say)
+        give_up = time.monotonic() + timeout_seconds
         if self._lease is not None and self._lease.missing:
             self._replace(shape, say)
         elif self._lease is not None and self._grow:
@@ -107,7 +104,7 @@ class GangSlices:
         self._grow = False
         if self._lease is None:
             left = round(max(0.0, give_up - time.monotonic()), 1)
-            self._lease = self._acquire(shape, plan.sizes, left, say)
+            self._lease = self._acquire(shape, sizes, left, say)
         return self._lease
 
     def _replace(self, shape: SliceShape, say: Say) -> None:
@@ -115,7 +112,7 @@ class GangSlices:
 
         Slices are not held for ever while others are missing, or two gangs could wait for each other's.
         """
-        plan, lease = self.plan, self._lease
+        options, sizes, lease = self.options, sizes_of(self.options.num_slices), self._lease
         assert lease is not None
         standby, self._standby = self._standby, None
         fresh = standby.take() if standby is not None else None
@@ -123,9 +120,10 @@ class GangSlices:
             fresh.release()
             fresh = None
         left = len(lease.leases) - lease.missing
-        smaller = [size for size in plan.sizes if size <= left]
-        wait = min(plan.resize_after_seconds if smaller else plan.lease_hold_seconds, plan.lease_timeout_seconds)
-        wanted = [size - left for size in plan.sizes if left < size <= len(lease.leases)]
+        smaller = [size for size in sizes if size <= left]
+        longest = options.resize_after_seconds if smaller else options.lease_hold_seconds
+        wait = min(longest, options.lease_timeout_seconds)
+        wanted = [size - left for size in sizes if left < size <= len(lease.leases)]
         try:
             lease.fill(fresh or self._acquire(shape, wanted, wait, say))
         except SliceUnavailableError:
@@ -133,7 +131,7 @@ class GangSlices:
                 say(f"no replacement within {wait:g} s (resize_after_seconds): it goes on with {smaller[-1]} slices")
                 lease.shrink(smaller[-1])
                 return
-            if wait == plan.lease_timeout_seconds:
+            if wait == options.lease_timeout_seconds:
                 raise
             say(f"no replacement within {wait:g} s: the slices that are left are given back")
             lease.release()
@@ -149,25 +147,30 @@ class GangSlices:
         assert lease is not None
         have = len(lease.leases)
         try:
-            lease.extend(
-                self._acquire(shape, [size - have for size in self.plan.sizes if size > have], GROW_SECONDS, say)
-            )
+            more = [size - have for size in sizes_of(self.options.num_slices) if size > have]
+            lease.extend(self._acquire(shape, more, GROW_SECONDS, say))
         except SliceUnavailableError:
             say(f"the slices that were free have been taken by somebody else: it goes on with {have}")
 
-    def _acquire(self, shape: SliceShape, sizes: Sequence[int], timeout_seconds: float, say: Say) -> GangLease:
+    def _acquire(
+        self,
+        shape: SliceShape,
+        sizes: Sequence[int],
+        timeout_seconds: float,
+        say: Say,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> GangLease:
         """As many as the last of `sizes` says; at the deadline one of the smaller ones will do."""
-        plan = self.plan
         return QUEUE.acquire(
             shape,
             sizes[-1],
             fewer=sizes[:-1],
             timeout_seconds=timeout_seconds,
-            fleet=plan.fleet.describe(),
-            cancelled=self.cancelled,
+            fleet=self.fleet.describe(),
+            cancelled=cancelled or self.cancelled,
             say=say,
-            say_interval_seconds=plan.queue_message_interval_seconds,
-            extra=plan.host_resources,
+            say_interval_seconds=self.tuning.queue_message_interval_seconds,
+            extra=self.host_resources,
             demand=self._demand,
         )
 
@@ -177,7 +180,10 @@ class GangSlices:
         if self._standby is not None:
             self._standby.release()
         say(f"a replacement for {slice_name} is reserved ahead")
-        self._standby = StandbyLease(self.plan, shape, count, self._demand)
+        timeout_seconds = self.options.lease_timeout_seconds
+        self._standby = StandbyLease(
+            count, lambda number, enough: self._acquire(shape, [number], timeout_seconds, lambda _: None, enough)
+        )
 
     def room(self, shape: SliceShape) -> int:
         """How many slices the gang could have now; 0 if no more than it has, or if others wait for them."""
@@ -185,7 +191,7 @@ class GangSlices:
         if lease is None or lease.missing or QUEUE.somebody_waits(shape):
             return 0
         have = len(lease.leases)
-        bigger = [size for size in self.plan.sizes if size > have]
+        bigger = [size for size in sizes_of(self.options.num_slices) if size > have]
         try:
             free = len(inventory.free_slices(shape)) if bigger else 0
         except Exception as error:  # noqa: BLE001 - it only saves time later
@@ -207,7 +213,7 @@ class GangSlices:
     def hand_over(self) -> None:
         """The gang has succeeded: its slices are for the next one of this process, for a moment."""
         if self._lease is not None:
-            self._lease.hand_over(self.plan.lease_linger_seconds)
+            self._lease.hand_over(self.tuning.lease_linger_seconds)
 
     def release(self) -> None:
         """Give everything back. The next attempt, if there is one, leases anew."""

@@ -33,7 +33,6 @@ from prefect_tpu.gang.attempts import Attempts, Call, Ended
 from prefect_tpu.observability import artifacts, states
 from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
-from prefect_tpu.settings import current_settings
 from prefect_tpu.task_run.failures import as_exception
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.retries import Retries, RetryFields
@@ -56,7 +55,7 @@ class GangTaskRun:
         self._resolve = resolve
         self.task = task
         self.timeout_seconds = task.timeout_seconds
-        self.retries = Retries(task, lambda: self.resolved.limits)
+        self.retries = Retries(task, lambda: self.resolved.limits, lambda: self.resolved.tuning)
         self.reports: list[AttemptReport] = []
         self._call_number = _call_number(task.name)
         self._number = 0
@@ -195,10 +194,10 @@ class GangTaskRun:
         ).start()
 
     def _observe(self, task_run: TaskRun, logger: Logger) -> RunObserver:
-        settings = current_settings()
-        lines = settings.gang_log_lines_per_second
-        run_log = RunLog(logger, RateLimit(lines, lines * settings.log_burst_seconds))
-        return RunObserver(run_log, self.task.name, task_run, slice_bars=settings.slice_bars)
+        tuning = self.resolved.tuning
+        lines = tuning.gang_log_lines_per_second
+        run_log = RunLog(logger, RateLimit(lines, lines * tuning.log_burst_seconds))
+        return RunObserver(run_log, self.task.name, task_run, slice_bars=tuning.slice_bars)
 
     def _checkpoint_name(self, task_run: TaskRun) -> str:
         """The same for every attempt, and when the flow run is retried, where the task run has another id."""

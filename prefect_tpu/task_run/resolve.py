@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from prefect.settings import get_current_settings
 
 from prefect_tpu.core.gang import sizes_of
-from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.retry import Limits
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.fleets.local_fleet import LocalFleet
@@ -124,7 +123,7 @@ class Resolved:
         Raises:
             ConfigurationError: no pool of that name, or values that do not fit together.
         """
-        settings, options, fleet = self.tuning, self.options, self.fleet
+        options, tuning, fleet = self.options, self.tuning, self.fleet
         if self.pool is None and not _warned.is_set():
             _warned.set()
             say.warning(
@@ -136,49 +135,17 @@ class Resolved:
             preemptible = preemptible or bool(fleet.options().get("preemptible"))
         if isinstance(fleet, QueuedResourceFleet) and flow_run_id is not None:
             fleet = fleet.for_flow_run(flow_run_id)
-        spares = options.warm_spares
+        spares = int(simulated) if options.warm_spares is None else options.warm_spares
         root = options.checkpoint_root or get_current_settings().home / "tpu" / "checkpoints"
         return GangPlan(
             fleet=fleet,
-            sizes=sizes_of(options.num_slices),
-            accelerator_type=options.accelerator_type,
-            topology=options.topology,
-            chips_per_host=options.chips_per_host,
-            preload=tuple(options.preload),
-            env=dict(options.env),
+            options=options.model_copy(update={"preemptible": preemptible, "warm_spares": spares}),
+            tuning=tuning,
             jax_distributed=self._given.jax_distributed,
             process0_only=self._given.returns == "process0",
-            lease_timeout_seconds=options.lease_timeout_seconds,
-            lease_linger_seconds=settings.lease_linger_seconds,
-            queue_message_interval_seconds=settings.queue_message_interval_seconds,
-            agent_start_timeout_seconds=settings.agent_start_timeout_seconds,
-            agent_idle_release_seconds=options.agent_idle_release_seconds,
-            agent_poll_seconds=settings.agent_poll_seconds,
-            launch_timeout_seconds=options.launch_timeout_seconds,
-            jax_initialization_timeout_seconds=int(settings.jax_initialization_timeout_seconds),
-            failure_window_seconds=settings.failure_window_seconds,
-            clear_failure_window_seconds=settings.clear_failure_window_seconds,
-            leave_timeout_seconds=settings.leave_timeout_seconds,
-            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
-            hang_timeout_seconds=options.hang_timeout_seconds,
-            hang_compile_grace_seconds=settings.hang_compile_grace_seconds,
-            lease_hold_seconds=options.lease_hold_seconds,
-            metadata_url=settings.metadata_url or ("" if simulated else None),
-            preemptible=preemptible,
-            warm_spares=int(simulated) if spares is None else spares,
-            cancel_grace_seconds=options.cancel_grace_seconds,
-            inline_payload_bytes=settings.inline_payload_bytes,
-            result_window_bytes=settings.result_window_bytes,
             timeout_seconds=timeout_seconds,
             checkpoint_dir=f"{str(root).rstrip('/')}/{checkpoint_name}",
-            devices=DeviceCheck(tuple(settings.device_globs), settings.libtpu_lock_file, settings.device_wait_seconds),
-            log_lines_per_second=settings.host_log_lines_per_second,
-            log_burst_lines=settings.host_log_lines_per_second * settings.log_burst_seconds,
+            metadata_url=tuning.metadata_url or ("" if simulated else None),
             log_level=say.getEffectiveLevel(),
-            resize_after_seconds=options.resize_after_seconds,
-            resize_interval_seconds=options.resize_interval_seconds,
-            can_grow=options.resumable,
             host_resources=_host_resources(),
-            runtime_env=options.runtime_env,
-            drain_timeout_seconds=options.drain_timeout_seconds,
         )

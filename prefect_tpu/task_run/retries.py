@@ -12,7 +12,7 @@ from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.retry import Decision, Limits, Spent, backoff_seconds, decide_retry
 from prefect_tpu.core.verdict import Verdict
-from prefect_tpu.settings import current_settings
+from prefect_tpu.options.tuning import Tuning
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
@@ -35,10 +35,11 @@ class RetryFields(Protocol):
 class Retries:
     """The budgets of one task run, and the retry fields of its copy of the task, which the engine reads."""
 
-    def __init__(self, task: RetryFields, limits: Callable[[], Limits]) -> None:
-        """`limits`: asked when an attempt has ended, not before."""
+    def __init__(self, task: RetryFields, limits: Callable[[], Limits], tuning: Callable[[], Tuning]) -> None:
+        """`limits`, `tuning`: asked when an attempt has ended, not before."""
         self._task = task
         self._limits = limits
+        self._tuning = tuning
         self._user_retries = task.retries
         self._user_delay = task.retry_delay_seconds
         self._user_jitter = task.retry_jitter_factor
@@ -121,20 +122,20 @@ class Retries:
     def _progressed(self, report: AttemptReport) -> bool:
         """Whether the function got further than in any attempt before."""
         if report.step is None:
-            return report.run_seconds >= current_settings().preemption_progress_seconds
+            return report.run_seconds >= self._tuning().preemption_progress_seconds
         progressed = self._best_step is None or report.step > self._best_step
         self._best_step = max(report.step, self._best_step or 0)
         return progressed
 
     def _backoff(self, verdict: Verdict) -> float:
         """How long the next attempt waits before it looks for slices, with jitter."""
-        settings = current_settings()
+        tuning = self._tuning()
         cause = "preemption" if verdict.charge == "preemptions" else "infrastructure"
         average = backoff_seconds(
             self._spent,
             verdict,
-            first_seconds=getattr(settings, f"{cause}_backoff_seconds"),
-            longest_seconds=getattr(settings, f"{cause}_backoff_longest_seconds"),
+            first_seconds=getattr(tuning, f"{cause}_backoff_seconds"),
+            longest_seconds=getattr(tuning, f"{cause}_backoff_longest_seconds"),
         )
         return round(clamped_poisson_interval(average, BACKOFF_CLAMPING), 2) if average else 0.0
 

@@ -268,6 +268,17 @@ def test_ray_client_is_refused() -> None:
         RayFleetBlock(address="ray://head:10001")
 
 
+def test_status_goes_by_the_settings_that_runs_go_by(on_fleet: RayFleetBlock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that is set comes before the pool's field, there as in a run."""
+    pool = TpuSlicePool(fleet=on_fleet, num_slices=3)
+    with pytest.raises(ConfigurationError, match="num_slices is 3"):
+        pool.validate_fleet()
+    monkeypatch.setenv(f"{SETTING}NUM_SLICES", "2")
+    assert pool.validate_fleet()["fitting"] == 2
+    monkeypatch.setenv(f"{SETTING}TOPOLOGY", "2x2x1")
+    assert pool.status()["fitting"] == 0
+
+
 def test_what_is_known_of_a_fleet(on_fleet: RayFleetBlock) -> None:
     """Nothing is reserved or connected by looking."""
     pool = TpuSlicePool(fleet=on_fleet, num_slices=2)

@@ -95,12 +95,13 @@ def test_the_plan_of_a_flow_run() -> None:
     plan = resolved.plan(
         timeout_seconds=None, checkpoint_name="run", say=logging.getLogger("test"), flow_run_id="0b8d3a5e"
     )
-    assert plan.preemptible
+    assert plan.options.preemptible
     assert isinstance(plan.fleet, QueuedResourceFleet)
     assert dict(plan.fleet.run_labels) == {"prefect-tpu-flow-run": "0b8d3a5e"}
     paid = pool.model_copy(update={"fleet": block.model_copy(update={"provisioning": "on-demand"})})
     said = logging.getLogger("test")
-    assert not paid.runner().resolve().plan(timeout_seconds=None, checkpoint_name="run", say=said).preemptible
+    plan = paid.runner().resolve().plan(timeout_seconds=None, checkpoint_name="run", say=said)
+    assert not plan.options.preemptible
 
 
 @pytest.mark.parametrize(

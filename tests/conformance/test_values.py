@@ -14,6 +14,7 @@ import pytest
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner
+from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.task_run.arguments import RunnerOptions
 from tests.conformance.conftest import until_there
 
@@ -51,38 +52,31 @@ def test_runners_differ_by_configuration_and_by_class(runner: Any) -> None:
     assert (ThreadPoolTaskRunner(max_workers=7) == runner) is not isinstance(runner, TpuMultisliceRunner)
 
 
+def other_than(default: Any) -> Any:
+    """Some value of the same type."""
+    match default:
+        case bool():
+            return not default
+        case int() | float():
+            return default + 1
+        case list():
+            return ["json"]
+        case str():
+            return default + "x"
+        case _:
+            return 3
+
+
 def test_a_gangs_duplicate_keeps_every_option() -> None:
     """Each argument with a value other than its default."""
     options: dict[str, Any] = {
         "pool": LocalFleet(slices=3),
-        "num_slices": 3,
-        "accelerator_type": "v5p",
-        "topology": "2x2x4",
-        "chips_per_host": 2,
         "flatten": False,
         "returns": "all",
-        "env": {"A": "b"},
-        "preload": ["numpy"],
         "jax_distributed": False,
-        "resumable": False,
-        "max_preemptions": 5,
-        "max_infrastructure_failures": 4,
-        "max_preemptions_without_progress": 6,
-        "preemptible": True,
-        "warm_spares": 2,
-        "hang_timeout_seconds": 8.0,
-        "drain_timeout_seconds": 9.0,
-        "runtime_env": {"env_vars": {"A": "b"}},
-        "resize_after_seconds": 10.0,
-        "resize_interval_seconds": 11.0,
-        "checkpoint_root": "/checkpoints",
-        "lease_timeout_seconds": 1.0,
-        "lease_hold_seconds": 2.0,
-        "launch_timeout_seconds": 3.0,
-        "cancel_grace_seconds": 4.0,
-        "agent_idle_release_seconds": 12.0,
         "max_workers": 3,
-    }
+    } | {name: other_than(field.default) for name, field in GangOptions.model_fields.items()}
+    options |= {"env": {"A": "b"}, "runtime_env": {"env_vars": {"A": "b"}}, "checkpoint_root": "/checkpoints"}
     made: TpuMultisliceRunner[Any] = TpuMultisliceRunner(**options)
     assert set(options) == {*RunnerOptions.__annotations__, "flatten", "returns"}, "a new option is missing here"
     assert made._given.arguments() == {name: value for name, value in options.items() if name != "returns"}

@@ -174,8 +174,8 @@ def test_no_cluster_and_no_spares(cluster: AutoscalingRay) -> None:
     with pytest.raises(ConfigurationError, match="does not answer"):
         RayFleet("127.0.0.1:1", autoscaled=True).connect()
     RayFleet(cluster.address, autoscaled=True).connect()
-    assert gang(cluster.address).plan.warm_spares == 0
-    assert gang(cluster.address, warm_spares=1).plan.warm_spares == 1
+    assert gang(cluster.address).plan.options.warm_spares == 0
+    assert gang(cluster.address, warm_spares=1).plan.options.warm_spares == 1
 
 
 @V2

@@ -32,7 +32,7 @@ class Held:
         runner: TpuMultisliceRunner[Any] = TpuMultisliceRunner(pool=fleet, **options)
         say: Any = logging.getLogger(__name__)
         plan = runner.resolve().plan(timeout_seconds=None, checkpoint_name="x", say=say)
-        self.slices = GangSlices(plan, "run", lambda: False)
+        self.slices = GangSlices(fleet, plan.options, plan.tuning, (), "run", lambda: False)
         self.said: list[str] = []
 
     def complete(self) -> list[str]:
