@@ -29,7 +29,9 @@ log = logging.getLogger("prefect_tpu.gang")
 BARRIER_MARGIN_SECONDS = 8.0
 """Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
 FINISH_SECONDS = 15.0
-"""The same after success: time for JAX's shutdown, atexit handlers and threads of the function."""
+"""As the margin, after success: time for JAX's shutdown, atexit handlers and threads of the function."""
+GONE_SECONDS = 1.0
+"""After its agent's end: how long a machine may still answer that is about to be gone as a whole."""
 
 
 @dataclass(slots=True)
@@ -251,7 +253,11 @@ class GangAttempt:
         lost = {host.member.host.node_id: host for host in self._hosts if host.lost is not None}
         if not lost or self._calls.disconnected():
             return
-        for node_id in gcs.vanished(lost):
+        vanished, give_up = gcs.vanished(lost), time.monotonic() + GONE_SECONDS
+        while len(vanished) < len(lost) and time.monotonic() < give_up:
+            time.sleep(WAIT_SECONDS)
+            vanished = gcs.vanished(lost)
+        for node_id in vanished:
             lost[node_id].gone = True
         for node_id, why in gcs.told_to_end(lost).items():
             host = lost[node_id]

@@ -8,7 +8,7 @@ from typing import Any
 from prefect_tpu.core.errors import ConfigurationError
 
 
-def _host_resources() -> tuple[tuple[str, float], ...]:
+def host_resources() -> tuple[tuple[str, float], ...]:
     """What `prefect_ray.context.remote_options(...)` around the call asks for on each host.
 
     Raises:

@@ -20,7 +20,7 @@ from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.merge import merge
 from prefect_tpu.settings import current_settings
 from prefect_tpu.task_run.arguments import Given
-from prefect_tpu.task_run.remote_options import _host_resources
+from prefect_tpu.task_run.remote_options import host_resources
 
 if TYPE_CHECKING:
     from prefect_tpu.blocks.pool import TpuSlicePool
@@ -147,5 +147,5 @@ class Resolved:
             checkpoint_dir=f"{str(root).rstrip('/')}/{checkpoint_name}",
             metadata_url=tuning.metadata_url or ("" if simulated else None),
             log_level=say.getEffectiveLevel(),
-            host_resources=_host_resources(),
+            host_resources=host_resources(),
         )
