@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from prefect_tpu import cli as command_line
 from prefect_tpu._version import __version__
+from prefect_tpu.cli import output
 from prefect_tpu.cluster import inventory, session
 from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.linux import processes
@@ -139,7 +139,7 @@ def test_tables_are_not_cut_without_a_terminal(capsys: pytest.CaptureFixture[str
     """Names of slices can be long, and somebody greps for them."""
     table = Table("slice", "use")
     table.add_row("gke-tpu-v6e-" + "x" * 150, "free")
-    command_line._print_table(table)
+    output.print_table(table)
     assert "gke-tpu-v6e-" + "x" * 150 in capsys.readouterr().out
 
 

@@ -125,7 +125,7 @@ SCRIPT = """
 import logging, sys, time
 from uuid import uuid4
 logging.basicConfig(level=logging.WARNING)
-from prefect_tpu.publisher import Publisher, Slot, Version
+from prefect_tpu.observability.publisher import Publisher, Slot, Version
 one = Publisher()
 began = time.monotonic()
 for number in range(3):
