@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import linecache
@@ -221,7 +222,10 @@ def _prefect(block: Block, arguments: list[str]) -> None:
 
 
 def _python(block: Block, arguments: list[str]) -> None:
-    if arguments[:2] in (["-m", "venv"], ["-m", "prefect_tpu.options.generate"]):
+    if arguments[:2] == ["-m", "venv"]:
+        return
+    if arguments[0] == "-m" and arguments[1].startswith("prefect_tpu."):
+        assert importlib.util.find_spec(arguments[1]) is not None, f"{block}: there is no {arguments[1]}"
         return
     if arguments[:2] == ["-m", "pytest"]:
         assert shlex.join(["python", *arguments]) in (ROOT / ".ci" / "run").read_text(), f"{block}: not what CI runs"
