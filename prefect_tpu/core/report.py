@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
-from prefect_tpu.core.kinds import KINDS
+from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.verdict import Verdict
 
 MAX_SUMMARY_CHARS = 200
@@ -40,6 +40,20 @@ class AttemptReport:
     began_unix_seconds: float = 0.0
     summaries: tuple[str, ...] = ()
     budgets: str = ""
+
+    @classmethod
+    def without_slices(cls, number: int, cause: str, began_unix_seconds: float, now: float) -> AttemptReport:
+        """An attempt that found no slices."""
+        return cls(
+            number=number,
+            gang=None,
+            evidence=(),
+            verdict=Verdict(Kind.UNPROVISIONED, cause),
+            lease_seconds=now - began_unix_seconds,
+            launch_seconds=0.0,
+            run_seconds=0.0,
+            began_unix_seconds=began_unix_seconds,
+        )
 
     @property
     def step(self) -> int | None:

@@ -28,7 +28,6 @@ from prefect_tpu.core.errors import (
 from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.verdict import Verdict
 from prefect_tpu.gang.attempts import Attempts, Call, Ended
 from prefect_tpu.observability import artifacts, states
 from prefect_tpu.observability.logs import Logger, RunLog
@@ -240,7 +239,7 @@ class GangTaskRun:
         except (ConfigurationError, ProvisioningError, SliceUnavailableError) as error:
             self.retries.refuse()  # no repetition mends it; the capacity deadline is a budget of its own
             if not isinstance(error, ConfigurationError):
-                self._record(self._unprovisioned(error))
+                self._record(AttemptReport.without_slices(self._number, str(error), self._began, time.time()))
             raise
         except GangCancelledError as error:
             raise asyncio.CancelledError("the gang was cancelled") from error
@@ -266,18 +265,6 @@ class GangTaskRun:
             text = f"{self.retries.exhausted}; last: {verdict.cause}"
             raise RetriesExhaustedError(text, tuple(self.reports)) from failure
         raise failure
-
-    def _unprovisioned(self, error: ProvisioningError | SliceUnavailableError) -> AttemptReport:
-        return AttemptReport(
-            number=self._number,
-            gang=None,
-            evidence=(),
-            verdict=Verdict(Kind.UNPROVISIONED, str(error)),
-            lease_seconds=time.time() - self._began,
-            launch_seconds=0.0,
-            run_seconds=0.0,
-            began_unix_seconds=self._began,
-        )
 
     def _tell(self, report: AttemptReport) -> None:
         """The verdict in the logs, and a state of its own for a loss that is not the function's."""

@@ -362,8 +362,8 @@ def test_cancel_during_a_retry_delay_gives_the_slices_back(fleet: LocalFleet) ->
     eventually(lambda: not inventory.free_slices(shape), "the slices are taken")
     time.sleep(2)
     assert not inventory.free_slices(shape)
-    for launch in list(started._launches):
-        launch.cancel()
+    for task_run in list(started._task_runs):
+        task_run.cancel()
     eventually(lambda: len(inventory.free_slices(shape)) == 2, "the slices are free", 3)
     started.__exit__(ValueError, None, None)
     assert isinstance(future.wrapped_future.exception(), asyncio.CancelledError)
