@@ -5,11 +5,16 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import linecache
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,7 +81,7 @@ def of(language: str) -> list[Block]:
 def test_every_block_is_of_a_language_that_is_checked() -> None:
     """A new language, or none, has no check here yet."""
     for block in ALL:
-        assert block.language in ("python", "bash", "yaml", "text"), f"{block}: {block.language!r}"
+        assert block.language in ("python", "bash", "yaml", "text", "diff"), f"{block}: {block.language!r}"
 
 
 def test_blocks_that_run_elsewhere_do() -> None:
@@ -219,6 +224,9 @@ def _prefect(block: Block, arguments: list[str]) -> None:
 def _python(block: Block, arguments: list[str]) -> None:
     if arguments[:2] == ["-m", "venv"]:
         return
+    if arguments[0] == "-m" and arguments[1].startswith("prefect_tpu."):
+        assert importlib.util.find_spec(arguments[1]) is not None, f"{block}: there is no {arguments[1]}"
+        return
     if arguments[:2] == ["-m", "pytest"]:
         assert shlex.join(["python", *arguments]) in (ROOT / ".ci" / "run").read_text(), f"{block}: not what CI runs"
         return
@@ -285,6 +293,60 @@ def _of_prefect(block: Block, found: dict[str, Any], known: dict[str, Any]) -> N
     for name, value in variables.get("env", {}).items():
         assert isinstance(value, str), f"{block}: {name} must be a string"
         assert not name.startswith(SETTINGS) or name in {one["name"] for one in describe_settings()}, f"{block}: {name}"
+
+
+# -- diff
+
+
+OPTION_IS_EVERYWHERE = """
+import os
+from pydantic import ValidationError
+from prefect_tpu import ConfigurationError, TpuMultisliceRunner, TpuSlicePool
+from prefect_tpu.settings import current_settings
+
+name, variable = "lease_linger_seconds", "PREFECT_INTEGRATIONS_TPU_LEASE_LINGER_SECONDS"
+words = "must be a number of seconds, 0 or more"
+pool = TpuSlicePool(lease_linger_seconds=7)
+assert pool.runner().resolve().options.lease_linger_seconds == 7
+os.environ[variable] = "8"
+assert pool.runner().resolve().options.lease_linger_seconds == 8
+assert pool.runner(lease_linger_seconds=9).resolve().options.lease_linger_seconds == 9
+os.environ[variable] = "-1"
+for given, error in (
+    (lambda: TpuMultisliceRunner(lease_linger_seconds=-1), ConfigurationError),
+    (lambda: TpuSlicePool(lease_linger_seconds=-1), ValidationError),
+    (current_settings, ConfigurationError),
+):
+    try:
+        given()
+    except error as caught:
+        assert words in str(caught), caught
+    else:
+        raise AssertionError(given)
+"""
+
+
+def test_an_option_is_added_as_the_page_says(tmp_path: Path) -> None:
+    """docs/contributing.md: the diff applies; after the command runner, setting and pool have the option."""
+    (block,) = [one for one in of("diff") if one.page == "contributing.md"]
+    shutil.copytree(ROOT / "prefect_tpu", tmp_path / "prefect_tpu", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests" / "options", tmp_path / "tests" / "options")
+
+    def run_there(*command: str, given: str | None = None) -> int:
+        env = os.environ | {"PYTHONPATH": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+        done = subprocess.run(command, cwd=tmp_path, env=env, input=given, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 or "--check" in command, done.stderr
+        return done.returncode
+
+    generate = (sys.executable, "-m", "prefect_tpu.options.generate")
+    run_there("git", "init", "--quiet", ".")
+    run_there("git", "apply", given=block.text)
+    assert run_there(*generate, "--check") == 1
+    run_there(*generate)
+    assert run_there(*generate, "--check") == 0
+    run_there(sys.executable, "-c", OPTION_IS_EVERYWHERE)
+    ruff = Path(sys.executable).with_name("ruff")
+    run_there(str(ruff), "format", "--config", str(ROOT / "pyproject.toml"), "--diff", "prefect_tpu/options")
 
 
 # -- what the pages quote

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from importlib import metadata
-from typing import Any, Self
+from dataclasses import dataclass
 
-from prefect_tpu._version import __version__
-from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
-from prefect_tpu.fleets.ray_fleet import RayFleet
+from prefect_tpu.fleets.queued_spec import QueuedSpec
 from prefect_tpu.options.given import GivenOptions
-from prefect_tpu.provision import startup
-from prefect_tpu.provision.owner import FLOW_RUN_LABEL, LABEL_KEY, LABEL_VALUE, NAME, TASK_RUN_LABEL, clean_label
-from prefect_tpu.provision.plan import Rules
-from prefect_tpu.provision.request import PROVISIONINGS, RUNTIME_VERSIONS, Provisioning, SliceRequest
-
-OWN_LABELS = "prefect-tpu-"
-MAX_LABELS = 50
-"""Of one node, with our own."""
-MAY_BE_NONE = ("valid_until_seconds", "reap_after_seconds")
 
 
 @dataclass(frozen=True, slots=True)
-class QueuedResourceFleet:
+class QueuedResourceFleet(QueuedSpec):
     """TPU slices that are created when gangs want them, and deleted when nobody does: Cloud TPU's queued resources.
 
     Each slice is one queued resource. Its TPU VMs run a script at their start that makes them hosts of the Ray cluster
@@ -77,73 +61,10 @@ class QueuedResourceFleet:
         ConfigurationError: a value that cannot be right.
     """
 
-    project: str
-    zones: tuple[str, ...]
-    ray_address: str = "auto"
-    name: str = "prefect-tpu"
-    provisioning: Provisioning = "spot"
-    reservation_name: str | None = None
-    runtime_version: str | None = None
-    valid_until_seconds: float | None = 3_600.0
-    network: str | None = None
-    subnetwork: str | None = None
-    external_ips: bool = True
-    service_account: str | None = None
-    startup_script: str | None = field(default=None, repr=False)
-    host_packages: tuple[str, ...] = ()
-    labels: tuple[tuple[str, str], ...] | Mapping[str, str] = ()
-    join: bool = False
-    namespace: str = "prefect_tpu"
-    credentials: Any = field(default=None, repr=False)
-    endpoint: str | None = None
-    idle_release_seconds: float = 300.0
-    join_timeout_seconds: float = 900.0
-    zone_pause_seconds: float = 60.0
-    poll_seconds: float = 10.0
-    api_timeout_seconds: float = 30.0
-    api_retry_seconds: float = 60.0
-    close_timeout_seconds: float = 60.0
-    owner_silence_seconds: float = 900.0
-    reap_after_seconds: float | None = None
-    run_labels: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for name in ("zones", "host_packages"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.labels, Mapping):
-            object.__setattr__(self, "labels", tuple(sorted(self.labels.items())))
-        _check(self)
-        RayFleet(address=self.ray_address, namespace=self.namespace, join=self.join)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "credentials"}
-        return _rebuild, (values,)
-
-    @property
-    def preemptible(self) -> bool:
-        """Whether the cloud may take slices away."""
-        return self.provisioning == "spot"
-
     @property
     def address(self) -> str:
         """Of the Ray cluster."""
         return self.ray_address
-
-    @property
-    def rules(self) -> Rules:
-        """The limits that its keeper goes by."""
-        return Rules(
-            idle_release_seconds=self.idle_release_seconds,
-            valid_until_seconds=self.valid_until_seconds,
-            zone_pause_seconds=self.zone_pause_seconds,
-            join_seconds=self.join_timeout_seconds,
-        )
-
-    def describe(self) -> str:
-        """How messages call it."""
-        zones = ", ".join(self.zones)
-        return f"the {self.provisioning} queued resources {self.name!r} of project {self.project} in {zones}"
 
     def options(self) -> GivenOptions:
         """It makes slices of any kind; whether they can be taken away is known."""
@@ -171,10 +92,6 @@ class QueuedResourceFleet:
         say(f"{num_slices} {shape} slices are wanted of {self.describe()}")
         return queued_keepers.keeper(self).demand(asked, num_slices)
 
-    def for_flow_run(self, flow_run_id: str) -> Self:
-        """The same fleet; what it creates carries the flow run's id as a label."""
-        return replace(self, run_labels=((FLOW_RUN_LABEL, clean_label(flow_run_id)),))
-
     def close(self) -> None:
         """Delete everything that this process has created, within `close_timeout_seconds`; also done at its end."""
         from prefect_tpu.fleets import queued_keepers
@@ -198,98 +115,3 @@ class QueuedResourceFleet:
         from prefect_tpu.fleets import queued_keepers
 
         return queued_keepers.reap(self, elsewhere_too=elsewhere_too)
-
-    def request(self, shape: SliceShape, ray_address: str, run_id: str) -> SliceRequest:
-        """What is asked of the API for one slice.
-
-        Raises:
-            ConfigurationError: Cloud TPU's queued resources have no such type.
-        """
-        if shape.accelerator_type not in RUNTIME_VERSIONS:
-            raise ConfigurationError(
-                f"Cloud TPU's API has no queued resources of type {shape.accelerator_type!r}; it has: "
-                f"{', '.join(RUNTIME_VERSIONS)}"
-            )
-        ours = ((TASK_RUN_LABEL, clean_label(run_id)),)
-        return SliceRequest(
-            accelerator_type=shape.accelerator_type,
-            topology=shape.topology,
-            runtime_version=self.runtime_version or RUNTIME_VERSIONS[shape.accelerator_type],
-            provisioning=self.provisioning,
-            reservation_name=self.reservation_name or "",
-            valid_until_seconds=self.valid_until_seconds,
-            network=self.network or "",
-            subnetwork=self.subnetwork or "",
-            service_account=self.service_account or "",
-            external_ips=self.external_ips,
-            ray_address=ray_address,
-            startup_script=self.startup_script or startup.template(),
-            python_version=".".join(map(str, sys.version_info[:3])),
-            packages=(*_versions(), *self.host_packages),
-            labels=(*tuple(dict(self.labels).items()), *self.run_labels, *ours),
-        )
-
-
-def _versions() -> tuple[str, ...]:
-    """What hosts need in the driver's version."""
-    ray, jax = metadata.version("ray"), metadata.version("jax")
-    return (f"ray[default]=={ray}", f"jax[tpu]=={jax}", f"prefect-tpu=={__version__}")
-
-
-def _rebuild(values: dict[str, Any]) -> QueuedResourceFleet:
-    return QueuedResourceFleet(**values)
-
-
-def _check(fleet: QueuedResourceFleet) -> None:
-    def refuse(name: str, must: str) -> None:
-        raise ConfigurationError(f"QueuedResourceFleet({name}={getattr(fleet, name)!r}): must be {must}")
-
-    if not isinstance(fleet.project, str) or not re.fullmatch(r"[a-z][-a-z0-9.:]{4,62}", fleet.project):
-        refuse("project", "the id of a Google Cloud project, such as 'my-project'")
-    zones = fleet.zones
-    if not isinstance(zones, tuple) or not zones or len(set(zones)) < len(zones):
-        refuse("zones", "one or more zones in order of preference, each once: ('us-east5-b', 'us-east5-c')")
-    if not all(isinstance(zone, str) and re.fullmatch(r"[a-z]+-[a-z]+[0-9]+-[a-z]", zone) for zone in zones):
-        refuse("zones", "names of zones, such as ('us-east5-b',)")
-    if not isinstance(fleet.name, str) or not NAME.fullmatch(fleet.name):
-        refuse("name", "lower-case letters, digits and dashes, 40 at most, and begin with a letter")
-    if fleet.provisioning not in PROVISIONINGS:
-        refuse("provisioning", f"one of {', '.join(map(repr, PROVISIONINGS))}")
-    if (fleet.provisioning == "reservation") != bool(fleet.reservation_name):
-        refuse("reservation_name", "given for provisioning='reservation', and only then")
-    for name in ("runtime_version", "network", "subnetwork", "service_account", "endpoint"):
-        value = getattr(fleet, name)
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            refuse(name, "a text that is not empty, or None")
-    if fleet.endpoint is not None and not re.fullmatch(r"[^/\s]+:[0-9]+", fleet.endpoint):
-        refuse("endpoint", "'host:port', such as 'tpu.googleapis.com:443', or None")
-    if not all(isinstance(one, str) and one.strip() for one in fleet.host_packages):
-        refuse("host_packages", "requirements as for pip")
-    if fleet.startup_script is not None:
-        startup.check(fleet.startup_script)
-    _check_labels(fleet)
-    for one in fields(fleet):
-        value = getattr(fleet, one.name)
-        if not one.name.endswith("_seconds") or (value is None and one.name in MAY_BE_NONE):
-            continue
-        may_be_zero = one.name == "idle_release_seconds"
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not (0 < value < float("inf") or (may_be_zero and value == 0)):
-            refuse(one.name, "a number of seconds that is " + ("not negative" if may_be_zero else "more than 0"))
-
-    least = 2 * (fleet.api_timeout_seconds + fleet.api_retry_seconds) + fleet.poll_seconds
-    if fleet.owner_silence_seconds < least:
-        refuse("owner_silence_seconds", f"at least {least:g}: a living run may be silent while the API is asked")
-
-
-def _check_labels(fleet: QueuedResourceFleet) -> None:
-    for key, value in dict(fleet.labels).items():
-        if not LABEL_KEY.fullmatch(str(key)) or not LABEL_VALUE.fullmatch(str(value)) or key.startswith(OWN_LABELS):
-            raise ConfigurationError(
-                f"QueuedResourceFleet(labels={{{key!r}: {value!r}}}): keys and values are lower-case letters, digits, "
-                f"dashes and underscores, 63 at most; keys begin with a letter, and not with {OWN_LABELS!r}"
-            )
-    if len(dict(fleet.labels)) > MAX_LABELS:
-        raise ConfigurationError(
-            f"QueuedResourceFleet(labels=...): {MAX_LABELS} at most, got {len(dict(fleet.labels))}"
-        )

@@ -26,7 +26,7 @@ from prefect_tpu.provision.problems import CloudError
 
 if TYPE_CHECKING:
     from prefect_tpu.fleets.fleet import Say
-    from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
+    from prefect_tpu.fleets.queued_spec import QueuedSpec
     from prefect_tpu.provision.cloud_tpu import QueuedResources
 
 log = logging.getLogger("prefect_tpu.provision")
@@ -47,10 +47,10 @@ class _Kept:
 
 
 _lock = threading.Lock()
-_kept: dict[QueuedResourceFleet, _Kept] = {}
+_kept: dict[QueuedSpec, _Kept] = {}
 
 
-def connect(fleet: QueuedResourceFleet, say: Say | None) -> None:
+def connect(fleet: QueuedSpec, say: Say | None) -> None:
     """Make the fleet's Ray cluster this process's; make its keeper, which asks for nothing yet."""
     with _lock:
         kept = _kept.get(fleet)
@@ -68,7 +68,7 @@ def connect(fleet: QueuedResourceFleet, say: Say | None) -> None:
         _kept[fleet] = made
 
 
-def keeper(fleet: QueuedResourceFleet) -> Keeper:
+def keeper(fleet: QueuedSpec) -> Keeper:
     """Of a fleet that is connected, and from now on looked after should this process be killed."""
     kept = _of(fleet)
     with _lock:
@@ -77,7 +77,7 @@ def keeper(fleet: QueuedResourceFleet) -> Keeper:
     return kept.keeper
 
 
-def _janitor(fleet: QueuedResourceFleet, looks_after: Keeper) -> Janitor | None:
+def _janitor(fleet: QueuedSpec, looks_after: Keeper) -> Janitor | None:
     given: Any = fleet.credentials
     key = None
     if getattr(given, "service_account_info", None) is not None:
@@ -105,7 +105,7 @@ def _janitor(fleet: QueuedResourceFleet, looks_after: Keeper) -> Janitor | None:
     )
 
 
-def address_for_hosts(fleet: QueuedResourceFleet) -> str:
+def address_for_hosts(fleet: QueuedSpec) -> str:
     """Where TPU VMs find the Ray head.
 
     Raises:
@@ -116,7 +116,7 @@ def address_for_hosts(fleet: QueuedResourceFleet) -> str:
     return address
 
 
-def check_reachable(fleet: QueuedResourceFleet, address: str) -> None:
+def check_reachable(fleet: QueuedSpec, address: str) -> None:
     """See that TPU VMs can reach a Ray head at this address, as far as that can be told.
 
     Raises:
@@ -131,7 +131,7 @@ def check_reachable(fleet: QueuedResourceFleet, address: str) -> None:
         )
 
 
-def close(fleet: QueuedResourceFleet) -> None:
+def close(fleet: QueuedSpec) -> None:
     """Delete everything of this fleet that is ours. Does nothing if it was not connected."""
     with _lock:
         kept = _kept.pop(fleet, None)
@@ -153,7 +153,7 @@ def close_all() -> None:
         thread.join()
 
 
-def reap(fleet: QueuedResourceFleet, *, elsewhere_too: bool) -> list[str]:
+def reap(fleet: QueuedSpec, *, elsewhere_too: bool) -> list[str]:
     """Delete what dead owners have left."""
     api = cloud(fleet)
     try:
@@ -173,7 +173,7 @@ def reap(fleet: QueuedResourceFleet, *, elsewhere_too: bool) -> list[str]:
     return [one.id for one in left]
 
 
-def cloud(fleet: QueuedResourceFleet) -> QueuedResources:
+def cloud(fleet: QueuedSpec) -> QueuedResources:
     """The API as the fleet's identity sees it.
 
     Raises:
@@ -197,7 +197,7 @@ def cloud(fleet: QueuedResourceFleet) -> QueuedResources:
     )
 
 
-def _keeper(fleet: QueuedResourceFleet, api: QueuedResources) -> Keeper:
+def _keeper(fleet: QueuedSpec, api: QueuedResources) -> Keeper:
     def look() -> Mapping[str, bool] | None:
         with _lock:
             kept = _kept.get(fleet)
@@ -253,7 +253,7 @@ def retire(names: Sequence[str]) -> None:
         log.debug("slices %s could not be drained: %s", names, error)
 
 
-def _of(fleet: QueuedResourceFleet) -> _Kept:
+def _of(fleet: QueuedSpec) -> _Kept:
     with _lock:
         kept = _kept.get(fleet)
     if kept is None:

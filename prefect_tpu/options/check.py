@@ -14,12 +14,11 @@ SHOWN_CHARACTERS = 200
 """Of a value in an error."""
 
 
-def check_given(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check_given(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is not None of it, as it is kept. Strictly: True is no number, and "5" neither.
 
     Args:
-        given: options by name.
-        where: how messages call what was called with them.
+        given: arguments of a runner by name.
 
     Raises:
         ConfigurationError: by name, with its value, what is allowed, and where to set it.
@@ -30,13 +29,13 @@ def check_given(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise refused(where, name, present[name], in_words(first["msg"])) from None
+        raise refused(name, present[name], in_words(first["msg"])) from None
 
 
-def refused(where: str, name: str, value: Any, says: str) -> ConfigurationError:
-    """For an argument that cannot be."""
+def refused(name: str, value: Any, says: str) -> ConfigurationError:
+    """For an argument of a runner that cannot be."""
     shown = f"{value!r:.{SHOWN_CHARACTERS}}"
-    return ConfigurationError(f"{where}({name}={shown}): {says}; set it where the runner is made")
+    return ConfigurationError(f"TpuMultisliceRunner({name}={shown}): {says}; set it where the runner is made")
 
 
 def in_words(message: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,37 +32,23 @@ class Written:
         model: the class.
         target: the file.
         head: its first lines, up to the first class; `{types}` are the names of the types that it needs.
-        given: name and docstring of the TypedDict of what a caller may give.
-        form: name and docstring of the class with the fields of a block.
+        classes: how each class in it begins, and what makes the line of a field.
     """
 
     model: type[BaseModel]
     target: Path
     head: str
-    given: tuple[str, str]
-    form: tuple[str, str]
+    classes: tuple[tuple[str, Callable[[str, str, FieldInfo], str]], ...]
 
     def text(self) -> str:
         """What is to be in the file."""
         types = _annotations(self.model)
-        fields = self.model.model_fields
         needed = {one.id for text in types.values() for one in ast.walk(ast.parse(text)) if isinstance(one, ast.Name)}
-        lines = [
-            self.head.replace("{types}", _names(sorted(needed - {"None"}))),
-            f"class {self.given[0]}(TypedDict, total=False):",
-            f'    """{self.given[1]}"""',
-            "",
-            *(f"    {name}: {_or_none(_taken(fields[name], text))}" for name, text in types.items()),
-            "",
-            "",
-            f"class {self.form[0]}(BaseModel):",
-            f'    """{self.form[1]}"""',
-            "",
-            '    model_config = ConfigDict(extra="forbid")',
-            "",
-            *(_field(name, text, fields[name]) for name, text in types.items()),
-        ]
-        return "\n".join(lines) + "\n"
+        text = self.head.replace("{types}", "".join(f"    {name},\n" for name in sorted(needed - {"None"})))
+        for beginning, line in self.classes:
+            lines = [line(name, written, self.model.model_fields[name]) for name, written in types.items()]
+            text += f"\n\n{beginning}\n" + "\n".join([*lines, ""])
+        return text
 
 
 def _annotations(model: type[BaseModel]) -> dict[str, str]:
@@ -73,10 +59,14 @@ def _annotations(model: type[BaseModel]) -> dict[str, str]:
     return {one.target.id: ast.unparse(one.annotation) for one in found if isinstance(one.target, ast.Name)}
 
 
-def _taken(field: FieldInfo, text: str) -> str:
-    """What callers may pass."""
-    metadata = [*field.metadata, *(m for one in _arguments(field.annotation) for m in _arguments(one)[1:])]
-    return next((one.text for one in metadata if isinstance(one, Takes)), text)
+def argument(name: str, text: str, field: FieldInfo) -> str:
+    """What callers may pass, or None."""
+    return f"    {name}: {_or_none(next((one.text for one in markers(field) if isinstance(one, Takes)), text))}"
+
+
+def markers(field: FieldInfo) -> list[Any]:
+    """What is beside a field's type, None or not."""
+    return [*field.metadata, *(m for one in _arguments(field.annotation) for m in _arguments(one)[1:])]
 
 
 def _arguments(annotation: Any) -> tuple[Any, ...]:
@@ -88,8 +78,8 @@ def _or_none(text: str) -> str:
     return text if text.endswith("| None") else f"{text} | None"
 
 
-def _field(name: str, text: str, field: FieldInfo) -> str:
-    """One field of the block, laid out as ruff does it."""
+def form_field(name: str, text: str, field: FieldInfo) -> str:
+    """One field of a block, laid out as ruff does it."""
     form = form_of(field)
     arguments = []
     if not form.shown:
@@ -97,13 +87,13 @@ def _field(name: str, text: str, field: FieldInfo) -> str:
     elif isinstance(field.default, dict | list):
         arguments.append(f"default_factory={type(field.default).__name__}")
     else:
-        arguments.append(f"default={_quoted(field.default)}")
+        arguments.append(f"default={quoted(field.default)}")
     title = field.title
     if title is None and name.endswith("_seconds"):
         title = name.removesuffix("_seconds").replace("_", " ").capitalize() + " (seconds)"
     if title is not None:
-        arguments.append(f"title={_quoted(title)}")
-    arguments.append(f"description={_quoted(form.text)}")
+        arguments.append(f"title={quoted(title)}")
+    arguments.append(f"description={quoted(form.text)}")
     head = f"    {name}: {text if form.shown else _or_none(text)} = Field("
     return _call(head, arguments)
 
@@ -117,11 +107,8 @@ def _call(head: str, arguments: list[str]) -> str:
     return "\n".join([head, *(f"        {one}," for one in arguments), "    )"])
 
 
-def _names(names: Iterable[str]) -> str:
-    return "".join(f"    {name},\n" for name in names)
-
-
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """As it is written in code."""
     if not isinstance(value, str):
         return repr(value)
     quote = "'" if '"' in value else '"'
@@ -144,10 +131,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_tpu.options.types import (
 {types})
-
 ''',
-    given=("GivenOptions", "Arguments of a runner, and of `pool.runner()`."),
-    form=("PoolOptions", "Fields of a pool's block; an empty one is not said there."),
+    classes=(
+        (
+            '''\
+class GivenOptions(TypedDict, total=False):
+    """Arguments of a runner, and of `pool.runner()`."""
+''',
+            argument,
+        ),
+        (
+            '''\
+class PoolOptions(BaseModel):
+    """Fields of a pool's block; an empty one is not said there."""
+
+    model_config = ConfigDict(extra="forbid")
+''',
+            form_field,
+        ),
+    ),
 )
 
 

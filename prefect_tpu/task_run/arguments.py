@@ -15,7 +15,6 @@ from prefect_tpu.options.given import GivenOptions
 if TYPE_CHECKING:
     from prefect_tpu.blocks.pool import TpuSlicePool
 
-WHERE = "TpuMultisliceRunner"
 _SLUG = re.compile(r"tpu-slice-pool/[a-z0-9-]+")
 
 
@@ -53,22 +52,22 @@ class Given:
         unknown = sorted(set(options) - set(RunnerOptions.__annotations__))
         if unknown:
             known = ", ".join(["flatten", "returns", *RunnerOptions.__annotations__])
-            raise TypeError(f"{WHERE}() has no argument {unknown[0]!r}; it has {known}")
+            raise TypeError(f"TpuMultisliceRunner() has no argument {unknown[0]!r}; it has {known}")
         rest = dict(options)
         pool = rest.pop("pool", None)
         jax_distributed = rest.pop("jax_distributed", "auto")
         max_workers = rest.pop("max_workers", None)
         _check_pool(pool)
         if not isinstance(flatten, bool):
-            raise refused(WHERE, "flatten", flatten, "must be True or False")
+            raise refused("flatten", flatten, "must be True or False")
         if returns not in ("all", "process0"):
-            raise refused(WHERE, "returns", returns, 'must be "all" or "process0"')
+            raise refused("returns", returns, 'must be "all" or "process0"')
         if jax_distributed not in ("auto", True, False):
-            raise refused(WHERE, "jax_distributed", jax_distributed, 'must be "auto", True or False')
+            raise refused("jax_distributed", jax_distributed, 'must be "auto", True or False')
         whole = isinstance(max_workers, int) and not isinstance(max_workers, bool)
         if max_workers is not None and not (whole and max_workers >= 1):
-            raise refused(WHERE, "max_workers", max_workers, "must be a whole number of at least 1")
-        kept = check_given(rest, WHERE)
+            raise refused("max_workers", max_workers, "must be a whole number of at least 1")
+        kept = check_given(rest)
         if "num_slices" in kept:
             sizes = sizes_of(kept["num_slices"])
             kept["num_slices"] = sizes[0] if len(sizes) == 1 else list(sizes)
@@ -89,7 +88,7 @@ class Given:
 def _check_pool(pool: Any) -> None:
     if pool is not None and not isinstance(pool, str | Fleet) and not hasattr(pool, "validate_fleet"):
         kinds = 'a saved pool ("tpu-slice-pool/NAME"), a TpuSlicePool, a fleet (LocalFleet, RayFleet) or None'
-        raise refused(WHERE, "pool", pool, f"must be {kinds}")
+        raise refused("pool", pool, f"must be {kinds}")
     if isinstance(pool, str) and not _SLUG.fullmatch(pool):
         name = 'a saved pool as "tpu-slice-pool/NAME", with lower case letters, digits and dashes'
-        raise refused(WHERE, "pool", pool, f"must be {name}")
+        raise refused("pool", pool, f"must be {name}")

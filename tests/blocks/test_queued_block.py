@@ -107,14 +107,14 @@ def test_the_plan_of_a_flow_run() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"zones": []}, "at least 1 item"),
+        ({"zones": []}, "must be one or more zones"),
         ({"zones": ["us-east5"]}, "names of zones"),
         ({"project": "My Project"}, "id of a Google Cloud project"),
         ({"provisioning": "reservation"}, "given for provisioning='reservation'"),
         ({"provisioning": "cheap"}, "spot"),
         ({"startup_script": "#!/bin/sh\necho {{head}}"}, "placeholder {{head}}"),
         ({"zone": ["us-east5-b"]}, "has no field 'zone'"),
-        ({"poll_seconds": 0}, "greater than 0"),
+        ({"poll_seconds": 0}, "must be a number of seconds that is more than 0"),
     ],
 )
 def test_bad_fields_are_refused_before_they_are_saved(fields: dict[str, Any], words: str) -> None:
