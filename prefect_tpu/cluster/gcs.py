@@ -45,8 +45,11 @@ def draining() -> dict[str, float | None]:
     return {node_id: ms / 1000 or None for node_id, ms in ray_state.state.get_draining_nodes().items()}
 
 
-def drain(node_id: str, deadline_unix_seconds: float | None, message: str) -> None:
+def drain(node_id: str, deadline_unix_seconds: float | None, message: str) -> float | None:
     """Have Ray schedule nothing more on a node; it ends nothing there, not even at the deadline.
+
+    Returns:
+        The deadline as `draining` will tell it.
 
     Raises:
         RuntimeError: Ray refuses.
@@ -56,3 +59,4 @@ def drain(node_id: str, deadline_unix_seconds: float | None, message: str) -> No
     accepted, reason = client.drain_node(node_id, DRAIN_REASON_PREEMPTION, message, deadline_ms)
     if not accepted:
         raise RuntimeError(f"Ray refused to drain node {node_id[:8]}: {reason}")
+    return deadline_ms / 1000 or None

@@ -68,7 +68,7 @@ class Context(GangContext):
 
     @property
     def draining(self) -> bool:
-        """Whether a host of the gang is about to be taken away. Changes while the function runs."""
+        """Whether a host of the gang is about to be taken away. Changes while the function runs, back as well."""
         return self._drain.noticed
 
     @property
@@ -143,16 +143,16 @@ def offer_more_slices(there: bool) -> None:
         this.more_slices.clear()
 
 
-def notice(deadline_unix_seconds: float | None) -> None:
-    """A host of the gang is about to be taken away; the earliest deadline wins."""
+def tell_drain(draining: bool, deadline_unix_seconds: float | None) -> None:
+    """Whether a host of the gang is about to be taken away, and when: what the driver knows now."""
     if this is None:
         return
     drain = this.context._drain
     with drain.lock:
+        drain.noticed, drain.deadline_unix_seconds = draining, deadline_unix_seconds
+        if not draining:
+            return
         callbacks, drain.callbacks = drain.callbacks, []
-        known = [one for one in (drain.deadline_unix_seconds, deadline_unix_seconds) if one is not None]
-        drain.deadline_unix_seconds = min(known, default=None)
-        drain.noticed = True
     call_back(callbacks)
 
 
