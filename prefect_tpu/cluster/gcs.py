@@ -100,7 +100,7 @@ def draining() -> dict[str, float | None]:
     return {node_id: ms / 1000 or None for node_id, ms in ray_state.state.get_draining_nodes().items()}
 
 
-def drain(node_id: str, deadline_unix_seconds: float | None, message: str, client: Any = None) -> None:
+def drain(node_id: str, deadline_unix_seconds: float | None, message: str, client: Any = None) -> float | None:
     """Have Ray schedule nothing more on a node; it ends nothing there, not even at the deadline.
 
     Args:
@@ -108,6 +108,9 @@ def drain(node_id: str, deadline_unix_seconds: float | None, message: str, clien
         deadline_unix_seconds: until it is gone; None if that is not known.
         message: why, for who looks at Ray's node table.
         client: of another GCS than this process is connected to.
+
+    Returns:
+        The deadline as `draining` will tell it.
 
     Raises:
         RuntimeError: Ray refuses.
@@ -117,6 +120,7 @@ def drain(node_id: str, deadline_unix_seconds: float | None, message: str, clien
     accepted, reason = client.drain_node(node_id, DRAIN_REASON_PREEMPTION, message, deadline_ms)
     if not accepted:
         raise RuntimeError(f"Ray refused to drain node {node_id[:8]}: {reason}")
+    return deadline_ms / 1000 or None
 
 
 class KeyValueStore:

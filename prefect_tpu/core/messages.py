@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Stage = Literal["runtime_env", "environment", "preload", "device", "jax", "transfer", "unpickle", "function", "result"]
@@ -175,10 +175,10 @@ class Notice:
     """The cloud says that a host will be taken away, or that it will not after all.
 
     Attributes:
-        kind: what is to happen.
+        kind: what is to happen; a host has one notice of each kind at a time.
         reason: who says so, in words.
         deadline_unix_seconds: when, None if that is not known.
-        withdrawn: an earlier notice does not hold any more.
+        withdrawn: the earlier notice of this kind does not hold any more.
     """
 
     kind: Literal["preemption", "maintenance"]
@@ -187,14 +187,13 @@ class Notice:
     withdrawn: bool = False
 
 
-Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Exited
+Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Notice | Exited
 
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """Answer to one long poll: new events, the cursor for the next one, lines dropped so far, the host's notice."""
+    """Answer to one long poll: new events, the cursor for the next one, lines dropped so far."""
 
     events: tuple[Event, ...] = ()
     cursor: int = 0
-    dropped_lines: int = field(default=0)
-    notice: Notice | None = None
+    dropped_lines: int = 0

@@ -13,7 +13,7 @@ from prefect_tpu.core.attempt import OutsideFacts, Watch
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import KINDS, Ending, Kind
-from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Poll, Progress, Raised, Returned
+from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Notice, Phase, Poll, Progress, Raised, Returned
 from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang import results
@@ -180,8 +180,6 @@ class GangAttempt:
 
     def _take(self, host: HostState, poll: Poll) -> None:
         host.cursor = poll.cursor
-        if poll.notice is not None:
-            self._health.heard(host, poll.notice)
         if poll.dropped_lines > host.dropped_lines:
             self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
             host.dropped_lines = poll.dropped_lines
@@ -200,6 +198,10 @@ class GangAttempt:
                     host.returned = event
                 case Raised():
                     host.raised = host.raised or event
+                    if event.left == "drain":
+                        self._health.left()
+                case Notice():
+                    self._health.heard(host, event)
                 case Exited():
                     host.exited = event
 
@@ -281,5 +283,6 @@ class GangAttempt:
 
     @property
     def draining(self) -> list[Member]:
-        """Hosts that are about to be taken away."""
-        return [host.member for host in self._hosts if host.notice]
+        """Hosts that are about to be taken away, and those that Ray takes for it since a notice was taken back."""
+        drained = self._health.drained
+        return [host.member for host in self._hosts if host.notice or host.member.slice_name in drained]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from prefect_tpu.cluster import gcs
 from prefect_tpu.core import jax_names
 from prefect_tpu.core.messages import HostReport, LogRecord, Notice
+from prefect_tpu.core.notices import Notices, Source, Standing
 from prefect_tpu.gang.host_state import HostState
 from prefect_tpu.gang.lifelines import Lifelines
 from prefect_tpu.gang.observer import Observer
@@ -34,8 +35,9 @@ class HealthMonitor:
 
     Attributes:
         on_drain: called once for each slice that is about to be taken away.
-        deadline_unix_seconds: when the first host will be gone; None while no notice has one.
-        noticed_at: when the first notice came, on the monotonic clock.
+        notices: those that stand.
+        drained: names of the slices that Ray was told to drain, which it cannot take back.
+        noticed_at: when the first notice of those that stand came, on the monotonic clock.
     """
 
     attempt_id: str
@@ -43,12 +45,16 @@ class HealthMonitor:
     plan: GangPlan
     observer: Observer
     on_drain: Callable[[str], None]
-    deadline_unix_seconds: float | None = None
-    draining: set[str] = field(default_factory=set)
+    notices: Notices = field(default_factory=Notices)
+    drained: set[str] = field(default_factory=set)
     noticed_at: float | None = None
     _lifelines: Lifelines = field(init=False)
     _next_drain_look: float = field(init=False, default=0.0)
-    _told: dict[int, float | None] = field(init=False, default_factory=dict)
+    _taken_back: Notices = field(init=False, default_factory=Notices)
+    _drains: dict[str, float | None] = field(init=False, default_factory=dict)
+    _told: dict[int, tuple[bool, float | None]] = field(init=False, default_factory=dict)
+    _telling: dict[int, Any] = field(init=False, default_factory=dict)
+    _jax_is_told: bool = field(init=False, default=False)
     _hang_checked_at: float = field(init=False, default=0.0)
     _grace_ends: float = field(init=False, default=0.0)
 
@@ -75,45 +81,80 @@ class HealthMonitor:
         self._tell()
 
     @property
+    def draining(self) -> frozenset[str]:
+        """Names of the slices that will be taken away."""
+        return self.notices.draining
+
+    @property
+    def deadline_unix_seconds(self) -> float | None:
+        """When the first host will be gone; None while no notice has one."""
+        return self.notices.deadline_unix_seconds
+
+    @property
     def deadline_passed(self) -> bool:
         """Whether a host ought to be gone by now. Ray ends nothing at its deadline, so we do."""
         return self.deadline_unix_seconds is not None and time.time() >= self.deadline_unix_seconds
 
     # -- notices and drains
 
-    def notice(self, host: HostState, text: str, deadline_unix_seconds: float | None) -> None:
+    def notice(self, host: HostState, source: Source, text: str, deadline_unix_seconds: float | None) -> None:
         """A host will be taken away, and its slice with it: a slice without a host is none.
 
         A notice that does not say when gets `drain_timeout_seconds` for its deadline, if that is set.
         """
-        name = host.member.slice_name
+        name, number = host.member.slice_name, host.member.process_id
+        known = self.notices.find(number, source)
+        if known is not None and deadline_unix_seconds in (None, known.deadline_unix_seconds):
+            return
         limit = self.plan.options.drain_timeout_seconds
-        if deadline_unix_seconds is None and limit is not None and name not in self.draining:
+        if deadline_unix_seconds is None and limit is not None:
             deadline_unix_seconds = time.time() + limit
             text = f"{text} without a deadline (drain_timeout_seconds={limit:g})"
-        if deadline_unix_seconds is not None:
-            known = self.deadline_unix_seconds
-            self.deadline_unix_seconds = deadline_unix_seconds if known is None else min(known, deadline_unix_seconds)
-        if name in self.draining:
-            return
-        self.draining.add(name)
-        self.noticed_at = self.noticed_at or time.monotonic()
         when = "at a time not known"
         if deadline_unix_seconds is not None:
             left = max(0.0, deadline_unix_seconds - time.time())
             when = f"in {left:.0f} s ({datetime.fromtimestamp(deadline_unix_seconds, UTC):%H:%M:%S} UTC)"
             text = f"{text}, notice {left:.0f} s"
-        for one in self.hosts:
-            if one.member.slice_name == name:
-                one.notice = text
+        first = name not in self.draining
+        self._stand(self.notices.add(Standing(number, name, source, text, deadline_unix_seconds)))
+        if not first:
+            return
         self.observer.say(f"{host.member.label} ({name}) will be taken away {when}: {text}")
-        self._drain_slice(name, deadline_unix_seconds, text)
-        self.on_drain(name)
+        if name not in self.drained:
+            self.drained.add(name)
+            self._drain_slice(name, deadline_unix_seconds, text)
+            self.on_drain(name)
 
     def heard(self, host: HostState, notice: Notice) -> None:
         """An agent has heard from the cloud."""
         if not notice.withdrawn:
-            self.notice(host, notice.reason, notice.deadline_unix_seconds)
+            self.notice(host, notice.kind, notice.reason, notice.deadline_unix_seconds)
+            return
+        name, number = host.member.slice_name, host.member.process_id
+        known = self.notices.find(number, notice.kind)
+        if known is None:
+            return
+        if any(one.raised is not None and one.raised.left == "drain" for one in self.hosts):
+            return  # it has served
+        self._taken_back = self._taken_back.add(replace(known, deadline_unix_seconds=None))
+        self._stand(self.notices.take_back(number, notice.kind))
+        if name not in self.draining:
+            self.observer.say(
+                f"{host.member.label} ({name}) stays after all: {notice.reason}; Ray cannot take its drain of the "
+                "slice back, so the next attempt gets another slice"
+            )
+
+    def left(self) -> None:
+        """A function has left by `runtime.leave()`: rightly, if for a notice that was taken back meanwhile."""
+        if not self.draining:
+            self._stand(self._taken_back)
+
+    def _stand(self, notices: Notices) -> None:
+        """These notices stand now."""
+        self.notices = notices
+        self.noticed_at = (self.noticed_at or time.monotonic()) if notices.standing else None
+        for host in self.hosts:
+            host.notice = notices.text(host.member.slice_name)
 
     def _look_at_drains(self) -> None:
         try:
@@ -122,8 +163,12 @@ class HealthMonitor:
             log.debug("cannot ask Ray for drains: %s", error)
             return
         for host in self.hosts:
-            if host.member.host.node_id in draining:
-                self.notice(host, "Ray drains it", draining[host.member.host.node_id])
+            node_id = host.member.host.node_id
+            if node_id not in draining:
+                continue
+            if node_id in self._drains and self._drains[node_id] == draining[node_id]:
+                continue  # our own
+            self.notice(host, "drain", "Ray drains it", draining[node_id])
 
     def _drain_slice(self, name: str, deadline_unix_seconds: float | None, reason: str) -> None:
         """Nothing else is to be scheduled on any host of the slice."""
@@ -132,22 +177,24 @@ class HealthMonitor:
             already = gcs.draining()
             for node_id in nodes:
                 if node_id not in already:
-                    gcs.drain(node_id, deadline_unix_seconds, f"prefect_tpu: {reason}")
+                    self._drains[node_id] = gcs.drain(node_id, deadline_unix_seconds, f"prefect_tpu: {reason}")
         except Exception as error:  # noqa: BLE001 - the run goes on without
             log.warning("could not drain all hosts of %s: %s", name, error)
 
     def _tell(self) -> None:
         """Tell the function on every host; JAX's preemption service is told on one, and tells the others."""
-        if not self.draining:
-            return
-        first = next(host.member.process_id for host in self.hosts if host.member.slice_name in self.draining)
+        state = bool(self.draining), self.deadline_unix_seconds
+        first = next((host.member.process_id for host in self.hosts if host.member.slice_name in self.draining), None)
         for host in self.hosts:
             number = host.member.process_id
-            if not host.entered or host.over or self._told.get(number, "nothing") == self.deadline_unix_seconds:
+            if not host.entered or host.over or self._told.get(number, (False, None)) == state:
                 continue
-            tell_jax = number == first and number not in self._told
-            self._told[number] = self.deadline_unix_seconds
-            host.agent.notify_drain.remote(self.attempt_id, self.deadline_unix_seconds, tell_jax)
+            if number in self._telling and not ray.wait([self._telling[number]], timeout=0)[0]:
+                continue  # an agent takes calls in any order
+            tell_jax = number == first and not self._jax_is_told
+            self._jax_is_told = self._jax_is_told or tell_jax
+            self._told[number] = state
+            self._telling[number] = host.agent.notify_drain.remote(self.attempt_id, *state, tell_jax)
 
     # -- hangs
 

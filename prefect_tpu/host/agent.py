@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from prefect_tpu.cluster import object_store
-from prefect_tpu.core.messages import HostReport, Notice, Poll
+from prefect_tpu.core.messages import HostReport
 from prefect_tpu.host.heart import Heart
 from prefect_tpu.host.metadata import MetadataWatcher
 from prefect_tpu.host.supervisor import HostSupervisor
@@ -34,7 +34,6 @@ class Agent(HostSupervisor):
         super().__init__()
         self._heart = Heart(ray.util.get_node_ip_address())
         self._metadata: MetadataWatcher | None = None
-        self._notice: Notice | None = None
 
     def prepare(
         self,
@@ -54,18 +53,12 @@ class Agent(HostSupervisor):
         object_store.require_room(payload_bytes, "arguments")
         with self._lock:
             if self._metadata is None and metadata_url != "":
-                self._metadata = MetadataWatcher(metadata_url, self._take_notice)
+                self._metadata = MetadataWatcher(metadata_url, self.tell)
         return replace(super().prepare(preload, user_env), lifeline_port=self._heart.port)
-
-    def _take_notice(self, notice: Notice) -> None:
-        self._notice = notice
 
     def free_ports(self, count: int) -> list[int]:
         """Ports on this host that nobody listens on."""
         return ports.free_ports(count)
-
-    def poll(self, attempt_id: str, after: int, timeout_seconds: float) -> Poll:
-        return replace(super().poll(attempt_id, after, timeout_seconds), notice=self._notice)
 
     def result(self, attempt_id: str, offset: int = 0, size: int | None = None) -> Any:
         """A piece of the pickled result: an array of uint8 over the child's own pages, or bytes if it is small."""

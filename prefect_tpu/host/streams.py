@@ -55,7 +55,7 @@ class LineSplitter:
 
 
 class EventBuffer:
-    """Events of one attempt, each kept until a later poll says that it has arrived.
+    """Events of one attempt, each kept until a later poll says that it has arrived. None follows the last one.
 
     Lines beyond the limits are dropped and counted; everything else is kept. Records from WARNING on have a
     rate limit of their own, so that chatter does not push them out.
@@ -79,6 +79,8 @@ class EventBuffer:
     def add(self, event: Event) -> None:
         """Append an event and wake who polls."""
         with self._condition:
+            if self._complete:
+                return
             chars = _chars(event)
             if chars is not None:
                 full = self._lines >= MAX_BUFFERED_LINES or self._chars + chars > MAX_BUFFERED_CHARS
@@ -99,8 +101,9 @@ class EventBuffer:
     def complete(self, event: Event) -> None:
         """Append the last event."""
         with self._condition:
+            self._events.append(event)
             self._complete = True
-        self.add(event)
+            self._condition.notify_all()
 
     def poll(self, after: int, timeout_seconds: float) -> Poll:
         """Events from cursor `after` on, as soon as there are any; those before it are forgotten."""

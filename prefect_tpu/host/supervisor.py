@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError
-from prefect_tpu.core.messages import HostReport, LaunchRequest, LogRecord, Poll
+from prefect_tpu.core.messages import HostReport, LaunchRequest, LogRecord, Notice, Poll
 from prefect_tpu.host import devices, stacks
 from prefect_tpu.host.attempt import EXIT_GRACE_SECONDS, HostAttempt
 from prefect_tpu.host.reactor import Reactor
@@ -41,6 +41,7 @@ class HostSupervisor:
         self._lock = threading.RLock()
         self._zygotes: dict[Key, Zygote] = {}
         self._attempts: dict[str, HostAttempt] = {}
+        self._notices: dict[str, Notice] = {}
         self._appeared = threading.Condition(self._lock)
         self._forgotten: deque[str] = deque(maxlen=MAX_FORGOTTEN_ATTEMPTS)
         self._all_dead = threading.Condition(self._lock)
@@ -107,17 +108,32 @@ class HostSupervisor:
             attempt.command(do="finish")
             self._kill_after(attempt, EXIT_GRACE_SECONDS)
 
-    def notify_drain(self, attempt_id: str, deadline_unix_seconds: float | None, tell_jax: bool = False) -> None:
-        """Tell the function that a host of its gang is about to be taken away.
+    def tell(self, notice: Notice) -> None:
+        """Every attempt here hears of the notice; of those that stand, every later one does at its start."""
+        with self._lock:
+            if notice.withdrawn:
+                self._notices.pop(notice.kind, None)
+            else:
+                self._notices[notice.kind] = notice
+            for attempt in self._attempts.values():
+                attempt.events.add(notice)
+
+    def notify_drain(
+        self, attempt_id: str, draining: bool, deadline_unix_seconds: float | None, tell_jax: bool = False
+    ) -> None:
+        """Tell the function whether a host of its gang is about to be taken away.
 
         Args:
             attempt_id: what runs.
+            draining: False: all notices are taken back.
             deadline_unix_seconds: when, if it is known.
-            tell_jax: tell JAX's preemption service, too; on one host of the gang.
+            tell_jax: tell JAX's preemption service, too; on one host of the gang. That cannot be taken back.
         """
         attempt = self._get(attempt_id)
         if attempt is not None:
-            attempt.command(do="drain", deadline_unix_seconds=deadline_unix_seconds, tell_jax=tell_jax)
+            attempt.command(
+                do="drain", draining=draining, deadline_unix_seconds=deadline_unix_seconds, tell_jax=tell_jax
+            )
 
     def offer(self, attempt_id: str, there: bool) -> None:
         """Tell the function that more slices are free, or not any more."""
@@ -201,6 +217,8 @@ class HostSupervisor:
             if known is not None:
                 raise ConfigurationError(f"attempt {attempt_id} was launched here already; use a new attempt id")
             attempt = self._attempts[attempt_id] = HostAttempt(attempt_id)
+            for notice in self._notices.values():
+                attempt.events.add(notice)
             self._appeared.notify_all()
             return attempt
 

@@ -68,7 +68,7 @@ class Context(GangContext):
 
     @property
     def draining(self) -> bool:
-        """Whether a host of the gang is about to be taken away. Changes while the function runs."""
+        """Whether a host of the gang is about to be taken away. Changes while the function runs, back as well."""
         return self._drain.noticed
 
     @property
@@ -83,6 +83,7 @@ class HostProcess:
     """What a host process of a gang has."""
 
     context: Context
+    drain: Drain
     reporter: Reporter
     more_slices: threading.Event = field(default_factory=threading.Event)
 
@@ -95,7 +96,8 @@ def enter(context: GangContext, send: Send) -> HostProcess:
     """Make this process a host process of a gang. For the child that runs the function."""
     global this
     known = {one.name: getattr(context, one.name) for one in fields(context)}
-    this = HostProcess(Context(**known), Reporter(send))
+    drain = Drain()
+    this = HostProcess(Context(**known, _drain=drain), drain, Reporter(send))
     return this
 
 
@@ -143,22 +145,22 @@ def offer_more_slices(there: bool) -> None:
         this.more_slices.clear()
 
 
-def notice(deadline_unix_seconds: float | None) -> None:
-    """A host of the gang is about to be taken away; the earliest deadline wins."""
+def tell_drain(draining: bool, deadline_unix_seconds: float | None) -> None:
+    """Whether a host of the gang is about to be taken away, and when: what the driver knows now."""
     if this is None:
         return
-    drain = this.context._drain
+    drain = this.drain
     with drain.lock:
+        drain.noticed, drain.deadline_unix_seconds = draining, deadline_unix_seconds
+        if not draining:
+            return
         callbacks, drain.callbacks = drain.callbacks, []
-        known = [one for one in (drain.deadline_unix_seconds, deadline_unix_seconds) if one is not None]
-        drain.deadline_unix_seconds = min(known, default=None)
-        drain.noticed = True
     call_back(callbacks)
 
 
 def call_on_drain(callback: Callable[[], object]) -> None:
     """As `runtime.on_drain`."""
-    drain = here().context._drain
+    drain = here().drain
     with drain.lock:
         if not drain.noticed:
             drain.callbacks.append(callback)

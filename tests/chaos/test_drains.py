@@ -12,6 +12,7 @@ from tests.chaos.conftest import Chaos
 from tests.chaos.test_losses import went_on
 from tests.host.metadata_server import MetadataServer
 from tests.prefect_runs import log_messages
+from tests.waiting import eventually
 
 
 def test_a_slice_is_drained_and_killed_at_its_deadline(chaos: Chaos) -> None:
@@ -99,6 +100,7 @@ def test_the_clouds_notice_drains_the_whole_slice(chaos: Chaos, monkeypatch: pyt
         while time.monotonic() < deadline and len(set(gcs.draining()) - before) < 4:
             time.sleep(0.05)
         seen.append(len(set(gcs.draining()) - before))
+        eventually(lambda: not any(one.is_child(pid) for pid in one.pids()), "all have left")
         server.set("instance/preempted", "FALSE")
         for name in one.ready():  # Ray cannot take a drain back: these machines go, and others come
             one.fleet.preempt(name)
@@ -111,3 +113,40 @@ def test_the_clouds_notice_drains_the_whole_slice(chaos: Chaos, monkeypatch: pyt
     assert seen == [4]
     went_on(story, "PREEMPTED", "Preempted", "preemptions")
     assert "GCE preempts this host" in dict(story.history)["Preempted"]
+
+
+def test_a_notice_that_is_taken_back(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function is told that it stays, and goes on beyond the deadline; of two notices the last one counts."""
+    server = MetadataServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_METADATA_URL", server.url)
+    drained: list[str] = []
+
+    def told(one: Chaos, what: str) -> int:
+        return len(list(one.folder.glob(f"{what}-*")))
+
+    def take_back(one: Chaos) -> None:
+        drained.extend(one.ready())
+        server.set("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+        server.set("instance/preempted", "TRUE")
+        try:
+            eventually(lambda: told(one, "draining") == 4, "all are told of the notice")
+            server.set("instance/preempted", "FALSE")
+            time.sleep(2)
+            assert told(one, "stays") == 0, "one of the two notices stands"
+        finally:
+            server.set("instance/preempted", "FALSE")
+            server.set("instance/maintenance-event", "NONE")
+        eventually(lambda: told(one, "stays") == 4, "all are told that they stay")
+
+    try:
+        story = chaos.play(take_back, then="until taken back")
+    finally:
+        server.end()
+        for name in drained:  # Ray cannot take a drain back: these machines go, and others come
+            chaos.fleet.preempt(name)
+    assert story.state.is_completed()
+    assert story.states == ["Pending", "Running", "Completed"]
+    assert story.outcomes(1) == {"SUCCEEDED"}
+    lines = [text for _, text in log_messages(chaos.client, story.run.id, "the next attempt gets another slice")]
+    assert len([text for text in lines if "stays after all: no longer: GCE stops this host" in text]) == 2

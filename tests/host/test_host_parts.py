@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from prefect_tpu.core import text
-from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Phase, Progress
+from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Notice, Phase, Progress
 from prefect_tpu.host import streams
 from prefect_tpu.host.process.result_summary import MAX_SUMMARY_CHARS, summarize
 from prefect_tpu.host.streams import EventBuffer, LineSplitter
@@ -85,6 +85,19 @@ def test_room_comes_back_when_lines_have_arrived(monkeypatch: pytest.MonkeyPatch
     buffer.add(LogLine("stdout", "z" * 8))
     buffer.add(Phase("entered"))
     assert len(buffer.poll(first.cursor, 0.0).events) == 2
+
+
+def test_notices_are_never_dropped() -> None:
+    """None for another one, nor for the log limits; the last event stays the last."""
+    buffer = EventBuffer()
+    buffer.limit(lines_per_second=1e-6, burst_lines=0)
+    notices = [Notice("maintenance", "a"), Notice("preemption", "b"), Notice("maintenance", "a", withdrawn=True)]
+    for one in notices:
+        buffer.add(LogLine("stdout", "x"))
+        buffer.add(one)
+    buffer.complete(Exited(0, None))
+    buffer.add(Notice("preemption", "late"))
+    assert buffer.poll(0, 0.0).events == (*notices, Exited(0, None))
 
 
 def test_summary_is_short_and_never_raises() -> None:

@@ -299,10 +299,33 @@ def test_drain_notice_reaches_the_function(host: HostSupervisor) -> None:
 
     run = Run(host, fn)
     run.until_line("running False")
-    host.notify_drain(run.id, 2_000_000_000.0)
+    host.notify_drain(run.id, True, 2_000_000_000.0)
     draining, deadline = run.value()
     assert draining
     assert deadline.timestamp() == 2_000_000_000.0
+
+
+def test_a_drain_that_is_taken_back_reaches_the_function(host: HostSupervisor) -> None:
+    def fn() -> tuple[bool, object]:
+        import time
+
+        from prefect_tpu import runtime
+
+        ctx = runtime.current()
+        while not ctx.draining:
+            time.sleep(0.01)
+        print("draining")
+        while ctx.draining:
+            time.sleep(0.01)
+        return ctx.draining, ctx.deadline
+
+    run = Run(host, fn)
+    host.notify_drain(run.id, True, 2_000_000_000.0)
+    run.until(lambda event: event == Phase("entered"))
+    host.notify_drain(run.id, True, 2_000_000_000.0)
+    run.until_line("draining")
+    host.notify_drain(run.id, False, None)
+    assert run.value() == (False, None)
 
 
 def test_failing_preload_names_the_module(host: HostSupervisor) -> None:

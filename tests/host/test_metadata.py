@@ -14,9 +14,11 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.messages import Notice
+from prefect_tpu.core.messages import Notice, Phase
 from prefect_tpu.host.metadata import DEFAULT_HOST, HOST_VARIABLE, THREAD_NAME, MetadataWatcher, metadata_url
 from prefect_tpu.host.metadata_request import MetadataRequest
+from prefect_tpu.host.supervisor import HostSupervisor
+from tests.host.host_support import Run, supervisor
 from tests.host.metadata_server import MAINTENANCE, PREEMPTED, MetadataServer, Mode, metadata_server
 
 SOON_SECONDS = 10.0
@@ -28,6 +30,12 @@ NEVER_ANSWERING: tuple[Mode, ...] = ("drops", "silent", "other server")
 @pytest.fixture
 def server() -> Iterator[MetadataServer]:
     with metadata_server() as one:
+        yield one
+
+
+@pytest.fixture
+def host() -> Iterator[HostSupervisor]:
+    with supervisor() as one:
         yield one
 
 
@@ -367,6 +375,48 @@ def test_bad_address_says_what_a_good_one_looks_like(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"looks like http://metadata\.google\.internal/computeMetadata/v1"):
         MetadataWatcher(url, lambda notice: None)
     assert threads() == []
+
+
+def test_each_notice_reaches_the_attempt_at_once(server: MetadataServer, host: HostSupervisor) -> None:
+    """Neither the end of the long poll nor another notice is waited for; one that is taken back hides none."""
+    run = Run(host, time.sleep, 600, preload=("cloudpickle",))
+    run.until(lambda event: event == Phase("entered"))
+    with watcher(server.url, host.tell):
+        wait_until(lambda: server.waiting == 2)
+        began = time.monotonic()
+        server.set(MAINTENANCE, TERMINATE)
+        run.until(lambda event: isinstance(event, Notice))
+        assert time.monotonic() - began < 2.0, "it waited for the poll of 5 s to end"
+        server.set(PREEMPTED, "TRUE")
+        run.until(lambda event: isinstance(event, Notice) and event.kind == "preemption")
+        server.set(MAINTENANCE, "NONE")
+        run.until(lambda event: isinstance(event, Notice) and event.withdrawn)
+    notices = [(one.kind, one.withdrawn) for one in run.events if isinstance(one, Notice)]
+    assert notices == [("maintenance", False), ("preemption", False), ("maintenance", True)]
+    host.stop(run.id, 0)
+    run.exited()
+
+
+def test_what_stands_is_told_at_the_start_of_an_attempt(server: MetadataServer, host: HostSupervisor) -> None:
+    """And not what was taken back before."""
+    server.set(PREEMPTED, "TRUE")
+    server.set(MAINTENANCE, TERMINATE)
+    heard: list[Notice] = []
+
+    def hear(notice: Notice) -> None:
+        host.tell(notice)
+        heard.append(notice)
+
+    with watcher(server.url, hear):
+        wait_until(lambda: len(heard) == 2)
+        server.set(MAINTENANCE, MIGRATE)
+        wait_until(lambda: len(heard) == 3)
+    for _ in range(2):
+        run = Run(host, str, preload=("cloudpickle",))
+        assert run.value() == ""
+        assert [one for one in run.events if isinstance(one, Notice)] == [
+            one for one in heard if one.kind == "preemption"
+        ]
 
 
 def test_neither_ray_nor_prefect_is_imported() -> None:

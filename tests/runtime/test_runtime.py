@@ -59,17 +59,18 @@ def test_context_has_every_field(sent: object) -> None:
 
 
 def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
-    """The earliest deadline wins; a notice without one does not remove it."""
+    """And that it is taken back: which notices stand, and the earliest deadline, the driver knows."""
     context = runtime.current()
-    process.notice(None)
+    process.tell_drain(True, None)
     assert context.draining
     assert context.deadline is None
-    for seconds in (2_000.0, 1_000.0, 3_000.0):
-        process.notice(seconds)
-    process.notice(None)
+    process.tell_drain(True, 1_000.0)
     assert context.deadline is not None
     assert context.deadline.timestamp() == 1_000.0
     assert context.deadline.tzinfo is not None
+    process.tell_drain(False, None)
+    assert not context.draining
+    assert context.deadline is None
 
 
 def test_a_resize_point_needs_jax_where_hosts_must_agree(sent: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +151,15 @@ def test_callbacks_learn_of_a_drain_once(sent: object) -> None:
 
     runtime.on_drain(fails)
     runtime.on_drain(lambda: called.put(threading.current_thread().name))
-    process.notice(1_900_000_000)
-    process.notice(1_800_000_000)
+    process.tell_drain(True, 1_900_000_000)
+    process.tell_drain(True, 1_800_000_000)
     runtime.on_drain(late)
     assert {called.get(timeout=10), called.get(timeout=10)} == {"prefect-tpu-drain", "late"}
+    process.tell_drain(False, None)
+    runtime.on_drain(lambda: called.put("next time"))
+    assert called.empty()
+    process.tell_drain(True, None)
+    assert called.get(timeout=10) == "next time"
     assert called.empty()
 
 

@@ -174,7 +174,7 @@ class _Attempt:
                 case "cancel":
                     self._cancel()
                 case "drain":
-                    process.notice(command["deadline_unix_seconds"])
+                    process.tell_drain(command["draining"], command["deadline_unix_seconds"])
                     if command["tell_jax"]:
                         jax_api.tell_of_preemption()
                 case "offer":
