@@ -1,4 +1,4 @@
-"""What is kept of an attempt after it has ended: the ledger's entry, and the rows of its table."""
+"""What is kept of an attempt after it has ended."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
-from prefect_tpu.core.kinds import KINDS, Kind
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.verdict import Verdict
-
-MAX_SUMMARY_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,44 +76,3 @@ class AttemptReport:
                 }
             )
         )
-
-    def rows(self) -> list[dict[str, str | int | float]]:
-        """One row per slice, JSON-able, for a table artifact."""
-        if self.gang is None:
-            return []
-        return [self._row(index) for index in range(self.gang.num_slices)]
-
-    def _row(self, slice_index: int) -> dict[str, str | int | float]:
-        assert self.gang is not None
-        one = self.gang.slices[slice_index]
-        mine = [host for host in self.evidence if host.slice_index == slice_index]
-        outcome = self._outcome(mine)
-        first_culprit = next(iter(self.verdict.culprits), None)
-        guilty = any(host.process_id in self.verdict.culprits for host in mine)
-        first = slice_index * self.gang.hosts_per_slice
-        result = self.summaries[first] if len(self.summaries) > first else ""
-        return {
-            "attempt": self.number,
-            "slice": slice_index,
-            "name": one.name,
-            "hosts": len(one.hosts),
-            "outcome": outcome,
-            "charged to": self.verdict.charge if first_culprit in [host.process_id for host in mine] else "",
-            "step": self._step(mine),
-            "lease seconds": round(self.lease_seconds, 2),
-            "launch seconds": round(self.launch_seconds, 2),
-            "run seconds": round(self.run_seconds, 2),
-            "cause": self.verdict.cause if guilty else "",
-            "result": result[:MAX_SUMMARY_CHARS],
-        }
-
-    def _step(self, hosts: list[HostEvidence]) -> int | str:
-        steps = [host.step for host in hosts if host.step is not None]
-        return min(steps) if steps else ""
-
-    def _outcome(self, hosts: list[HostEvidence]) -> str:
-        if any(host.process_id in self.verdict.culprits for host in hosts):
-            return self.verdict.kind.value
-        if KINDS[self.verdict.kind].of_all_slices:
-            return self.verdict.kind.value
-        return "RETURNED" if all(host.returned for host in hosts) else "COLLATERAL"

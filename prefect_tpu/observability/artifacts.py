@@ -10,6 +10,7 @@ from uuid import UUID
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.observability import run_summary
 from prefect_tpu.observability.publisher import Publisher, Slot, Version
+from prefect_tpu.observability.slices_table import rows_of
 
 MAX_ROWS = 1_000
 """Newest rows kept in one table: 500 attempts of two slices, far below Prefect's limit for an artifact."""
@@ -44,7 +45,7 @@ class RunArtifacts:
         name = self.task_name
 
         def table() -> Version:
-            rows = [row for report in kept for row in report.rows()][-MAX_ROWS:]
+            rows = [row for report in kept for row in rows_of(report)][-MAX_ROWS:]
             return Version(json.dumps(rows), f"Slices of every attempt of task `{name}`.")
 
         def summary() -> Version:

@@ -13,6 +13,7 @@ from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.observability import states
+from prefect_tpu.observability.slices_table import rows_of
 
 MAX_BARS = 64
 """Slices of one attempt; of more none is shown."""
@@ -48,7 +49,7 @@ class SliceBars:
 
     def finished(self, report: AttemptReport) -> None:
         """The attempt has ended."""
-        for run, row in zip(self._runs, report.rows(), strict=False):
+        for run, row in zip(self._runs, rows_of(report), strict=False):
             outcome = str(row["outcome"])
             kind, name = BYSTANDERS.get(outcome) or KINDS[Kind(outcome)].bar
             before = run.state
