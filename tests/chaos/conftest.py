@@ -86,13 +86,15 @@ def body(folder: str, first: dict[int, str], then: str) -> dict[str, Any]:
         case "until draining":
             while not ctx.draining and clock.monotonic() < give_up:
                 clock.sleep(0.05)
-        case "until taken back":
+        case "until taken back" | "leave all the same":
             while not ctx.draining and clock.monotonic() < give_up:
                 clock.sleep(0.02)
             pathlib.Path(folder, f"draining-{ctx.process_id}").write_text(str(ctx.deadline))
             while (ctx.draining or ctx.deadline is not None) and clock.monotonic() < give_up:
                 clock.sleep(0.02)
             pathlib.Path(folder, f"stays-{ctx.process_id}").write_text("")
+            if how == "leave all the same":
+                here.leave()
         case "sync point":
             from jax.experimental import multihost_utils
 

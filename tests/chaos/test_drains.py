@@ -149,4 +149,38 @@ def test_a_notice_that_is_taken_back(chaos: Chaos, monkeypatch: pytest.MonkeyPat
     assert story.states == ["Pending", "Running", "Completed"]
     assert story.outcomes(1) == {"SUCCEEDED"}
     lines = [text for _, text in log_messages(chaos.client, story.run.id, "the next attempt gets another slice")]
-    assert len([text for text in lines if "stays after all: no longer: GCE stops this host" in text]) == 2
+    went = [text for text in lines if "will be taken away in" in text]
+    stay = [text for text in lines if "stays after all: no longer: GCE stops this host" in text]
+    assert len(went) == len(stay) > 0, "once for each slice; agents of earlier tests watch another server"
+
+
+def test_who_leaves_for_a_notice_that_is_taken_back_has_left_rightly(
+    chaos: Chaos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have begun to save before it was told; the attempt counts as preempted, and the next gets other slices."""
+    server = MetadataServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_METADATA_URL", server.url)
+    nodes: list[set[str]] = []
+
+    def take_back(one: Chaos) -> None:
+        names = one.ready()
+        before = set(gcs.draining())
+        server.set("instance/preempted", "TRUE")
+        try:
+            eventually(lambda: len(list(one.folder.glob("draining-*"))) == 4, "all are told of the notice")
+        finally:
+            server.set("instance/preempted", "FALSE")
+        nodes.append(set(gcs.draining()) - before)
+        eventually(lambda: not any(one.is_child(pid) for pid in one.pids()), "all have left")
+        for name in names:  # Ray cannot take a drain back: these machines go, and others come
+            one.fleet.preempt(name)
+            one.fleet.restore(name)
+
+    try:
+        story = chaos.play(take_back, then="leave all the same")
+    finally:
+        server.end()
+    assert nodes[0], "nothing was drained"
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    assert "GCE preempts this host" in dict(story.history)["Preempted"]
