@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
@@ -18,8 +17,6 @@ from prefect_tpu.task_run.runner import GangFuture, GangRunner
 
 if TYPE_CHECKING:
     from typing import Self
-
-log = logging.getLogger("prefect_tpu.task_runners")
 
 
 class Flat:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ from prefect_tpu.task_run.remote_options import host_resources
 if TYPE_CHECKING:
     from prefect_tpu.blocks.pool import TpuSlicePool
     from prefect_tpu.observability.logs import Logger
-
-log = logging.getLogger("prefect_tpu.pools")
 
 DEFAULT_POOL_NAME = "default"
 """Of the saved pool that is used where nothing else is said."""
