@@ -38,15 +38,17 @@ def artifacts_of(client: SyncPrefectClient, task_run_id: UUID, kind: str) -> lis
     return [one for one in client.read_artifacts(artifact_filter=wanted) if one.type == kind]
 
 
-def log_messages(client: SyncPrefectClient, task_run_id: UUID, wanted: str) -> list[tuple[int, str]]:
+def log_messages(client: SyncPrefectClient, task_run_id: UUID, *wanted: str) -> list[tuple[int, str]]:
+    """Level and text of the task run's lines, once each of `wanted` is in one of them: they come in batches."""
+
     def look() -> list[tuple[int, str]]:
         logs = client.request(
             "POST", "/logs/filter", json={"logs": {"task_run_id": {"any_": [str(task_run_id)]}}, "limit": 200}
         ).json()
         found = [(one["level"], one["message"]) for one in logs]
-        return found if any(wanted in message for _, message in found) else []
+        return found if all(any(text in message for _, message in found) for text in wanted) else []
 
-    return list(eventually(look, f"a log line with {wanted!r}"))
+    return list(eventually(look, f"log lines with {wanted}"))
 
 
 def run_and_state(body: Any) -> tuple[UUID, State[Any]]:

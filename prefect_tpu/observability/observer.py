@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefect_tpu.observer")
 
 
-SETTLE_SECONDS = 3.0
+SETTLE_SECONDS = 6.0
 """How long the end of a flow that is cancelled or fails may wait until Prefect has states, and artifacts."""
 
 

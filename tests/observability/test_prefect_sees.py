@@ -52,13 +52,12 @@ def test_a_completed_gang(two_slices: Runner, client: SyncPrefectClient) -> None
     ]
     assert [row["result"] for row in rows] == ["40", "42"]
     assert all(row["launch seconds"] > 0 for row in rows)
-    messages = log_messages(client, run.id, "[slice 1 host 1] warned by logging")
-    for slice_index in (0, 1):
-        for host_index in (0, 1):
-            prefix = f"[slice {slice_index} host {host_index}]"
-            assert (logging.INFO, f"{prefix} printed on a host") in messages
-            assert (logging.INFO, f"{prefix} to stderr") in messages
-            assert (logging.WARNING, f"{prefix} warned by logging") in messages
+    prefixes = [f"[slice {slice_index} host {host_index}]" for slice_index in (0, 1) for host_index in (0, 1)]
+    messages = log_messages(client, run.id, *(f"{one} warned by logging" for one in prefixes))
+    for prefix in prefixes:
+        assert (logging.INFO, f"{prefix} printed on a host") in messages
+        assert (logging.INFO, f"{prefix} to stderr") in messages
+        assert (logging.WARNING, f"{prefix} warned by logging") in messages
 
 
 def test_every_task_run_outside_a_flow_has_its_table(one_slice: Runner, client: SyncPrefectClient) -> None:
