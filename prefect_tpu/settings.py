@@ -69,4 +69,13 @@ def _read(variables: tuple[tuple[str, str], ...], directory: str) -> TpuSettings
             wrong.setdefault(name if given is None else f"{name}={given!r}", []).append(in_words(one["msg"]))
         raise ConfigurationError("; ".join(f"{one}: {', or '.join(says)}" for one, says in wrong.items())) from error
     except ValueError as error:  # JSON that is none
-        raise ConfigurationError(f"settings of prefect_tpu: {error}; {error.__cause__}") from error
+        raise ConfigurationError(_not_json(error)) from error
+
+
+def _not_json(error: ValueError) -> str:
+    prefix = str(TpuSettings.model_config.get("env_prefix", "")).upper()
+    for name, field in TpuSettings.model_fields.items():
+        given = os.environ.get(f"{prefix}{name.upper()}")
+        if given is not None and f'"{name}"' in str(error):
+            return f"{prefix}{name.upper()}={given!r}: must be JSON, as its default is: {json.dumps(field.default)}"
+    return f"settings of prefect_tpu: {error}; {error.__cause__}"

@@ -86,7 +86,8 @@ class Given:
 
 
 def _check_pool(pool: Any) -> None:
-    if pool is not None and not isinstance(pool, str | Fleet) and not hasattr(pool, "validate_fleet"):
+    known = isinstance(pool, str | Fleet) or hasattr(pool, "validate_fleet")
+    if pool is not None and (isinstance(pool, type) or not known):
         kinds = 'a saved pool ("tpu-slice-pool/NAME"), a TpuSlicePool, a fleet (LocalFleet, RayFleet) or None'
         raise refused("pool", pool, f"must be {kinds}")
     if isinstance(pool, str) and not _SLUG.fullmatch(pool):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prefect_tpu import ConfigurationError, TpuMultisliceRunner, TpuSlicePool
+from prefect_tpu import ConfigurationError, RayFleet, TpuMultisliceRunner, TpuSlicePool
 from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.given import GivenOptions, PoolOptions
 from prefect_tpu.settings import TpuSettings, current_settings
@@ -129,3 +129,16 @@ def test_an_argument_that_there_is_not() -> None:
         TpuMultisliceRunner(num_slice=2)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="num_slice"):
         TpuSlicePool().runner(num_slice=2)  # type: ignore[call-arg]
+
+
+def test_a_setting_that_must_be_json_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of its variable, with what was given and how it may look."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_PRELOAD", "jax")
+    with pytest.raises(ConfigurationError, match=r"TPU_PRELOAD='jax': must be JSON, as its default is: \[\"jax\""):
+        current_settings()
+
+
+def test_a_fleets_class_is_no_pool() -> None:
+    """The parentheses were forgotten."""
+    with pytest.raises(ConfigurationError, match=r"pool=.*RayFleet.*must be"):
+        TpuMultisliceRunner(pool=RayFleet)  # type: ignore[arg-type]
