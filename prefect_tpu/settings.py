@@ -77,5 +77,6 @@ def _not_json(error: ValueError) -> str:
     for name, field in TpuSettings.model_fields.items():
         given = os.environ.get(f"{prefix}{name.upper()}")
         if given is not None and f'"{name}"' in str(error):
-            return f"{prefix}{name.upper()}={given!r}: must be JSON, as its default is: {json.dumps(field.default)}"
+            like = json.dumps(field.default)
+            return f"{prefix}{name.upper()}={given!r}: must be JSON, such as its default, {like}: {error.__cause__}"
     return f"settings of prefect_tpu: {error}; {error.__cause__}"

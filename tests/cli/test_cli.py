@@ -93,7 +93,7 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, says: str, cli: Cli) 
     ("variable", "value", "says"),
     [
         ("NUM_SLICES", "0", "PREFECT_INTEGRATIONS_TPU_NUM_SLICES='0': must be a whole number of at least 1"),
-        ("PRELOAD", "jax", '"preload".*Expecting value'),
+        ("PRELOAD", "jax", r"""_TPU_PRELOAD='jax': must be JSON, such as its default, \["jax", .*Expecting value"""),
     ],
 )
 def test_a_setting_that_cannot_be(

@@ -131,13 +131,6 @@ def test_an_argument_that_there_is_not() -> None:
         TpuSlicePool().runner(num_slice=2)  # type: ignore[call-arg]
 
 
-def test_a_setting_that_must_be_json_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name of its variable, with what was given and how it may look."""
-    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_PRELOAD", "jax")
-    with pytest.raises(ConfigurationError, match=r"TPU_PRELOAD='jax': must be JSON, as its default is: \[\"jax\""):
-        current_settings()
-
-
 def test_a_fleets_class_is_no_pool() -> None:
     """The parentheses were forgotten."""
     with pytest.raises(ConfigurationError, match=r"pool=.*RayFleet.*must be"):
