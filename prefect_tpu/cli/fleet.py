@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prefect_tpu.cli.output import Json, print_table, progress, tell
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY
 
 fleet_app = cyclopts.App(
     name="fleet",
@@ -28,8 +29,8 @@ SliceName = Annotated[str, cyclopts.Parameter(help="A slice, such as slice-1.")]
 def up(
     *,
     slices: Annotated[int, cyclopts.Parameter(help="How many slices.")] = 2,
-    accelerator_type: Annotated[str, cyclopts.Parameter(help="v4, v5e, v5p, v6e, ...")] = "v4",
-    topology: Annotated[str, cyclopts.Parameter(help="Chips of every slice.")] = "2x2x2",
+    accelerator_type: Annotated[str, cyclopts.Parameter(help="v4, v5e, v5p, v6e, ...")] = DEFAULT_ACCELERATOR_TYPE,
+    topology: Annotated[str, cyclopts.Parameter(help="Chips of every slice.")] = DEFAULT_TOPOLOGY,
     chips_per_host: Annotated[int | None, cyclopts.Parameter(help="If not the type's default.")] = None,
     start_timeout_seconds: Annotated[float, cyclopts.Parameter(help="For all hosts to be up.")] = 180.0,
     name: Name = "default",
@@ -51,7 +52,7 @@ def up(
     state = local_daemon.up(name, fleet, progress(json))
     exports = [f"PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS={state.address}"]
     shape = fleet.shape
-    if (shape.accelerator_type, shape.topology) != ("v4", "2x2x2"):
+    if (shape.accelerator_type, shape.topology) != (DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY):
         exports.append(f"PREFECT_INTEGRATIONS_TPU_ACCELERATOR_TYPE={shape.accelerator_type}")
         exports.append(f"PREFECT_INTEGRATIONS_TPU_TOPOLOGY={shape.topology}")
     tell(

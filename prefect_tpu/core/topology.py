@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from prefect_tpu.core.errors import TopologyError
 from prefect_tpu.core.gang import numeric_key
 
+DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY = "v4", "2x2x2"
+"""Of slices where nobody says what they are: of simulated ones, most of all."""
 ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod", "v7": "v7x", "trillium": "v6e", "ironwood": "v7x"}
 """Names that people and consoles use, and the one that Google's API and Ray's tables have."""
 

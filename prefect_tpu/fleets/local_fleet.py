@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from prefect_tpu.cluster import exit_hooks
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.topology import SliceShape
+from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY, SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
 from prefect_tpu.fleets.local_control import COMMAND_TIMEOUT_SECONDS, SupervisorProcess
 from prefect_tpu.options.given import GivenOptions
@@ -49,8 +49,8 @@ class LocalFleet:
     """
 
     slices: int = 2
-    accelerator_type: str = "v4"
-    topology: str = "2x2x2"
+    accelerator_type: str = DEFAULT_ACCELERATOR_TYPE
+    topology: str = DEFAULT_TOPOLOGY
     chips_per_host: int | None = None
     cpus_per_host: int = 1
     object_store_bytes_per_host: int = DEFAULT_OBJECT_STORE_BYTES

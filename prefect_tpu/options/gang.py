@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY
 from prefect_tpu.options.declare import option
 from prefect_tpu.options.types import (
     AcceleratorType,
@@ -27,14 +28,14 @@ class GangOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     accelerator_type: AcceleratorType = option(
-        "v4",
+        DEFAULT_ACCELERATOR_TYPE,
         title="Accelerator type",
         description="Accelerator type where neither runner nor pool has one.",
         form="Type of the slices, such as v4, v5e, v5p or v6e.",
         shown=True,
     )
     topology: Topology = option(
-        "2x2x2",
+        DEFAULT_TOPOLOGY,
         description="Topology of a slice where neither runner nor pool has one.",
         form="Chips of one slice, such as 4x4 or 2x2x2.",
         shown=True,

@@ -19,7 +19,7 @@ from prefect_tpu.linux.processes import die_with_parent
 
 
 def run(plan: NodePlan, channel: socket.socket, supervisor: int) -> None:
-    """Be the keeper of one host, in a freshly forked process. Does not return."""
+    """Be the process of one host, in a freshly forked process. Does not return."""
     code = 1
     try:
         os.setsid()
