@@ -67,17 +67,22 @@ def emit_transition(task_run: TaskRun, before: State[Any] | None, after: State[A
         _complained = True
 
 
-def mend(task_run: TaskRun) -> None:
+def mend(task_run: TaskRun) -> bool:
     """Tell Prefect the last state of a task run, if its engine could not, as the message is no clean text.
 
     The message has the text of the user's own exception, which stays as it was raised. Prefect's events refuse it, and
     its server would show the task run as Running for ever.
+
+    Returns:
+        Whether that state is its last.
     """
     state = task_run.state
-    if state is None or not state.message or clean(state.message) == state.message:
-        return
-    state.message = clean(state.message)
-    emit_transition(task_run, None, state)
+    if state is None or not state.is_final():
+        return False
+    if state.message and clean(state.message) != state.message:
+        state.message = clean(state.message)
+        emit_transition(task_run, None, state)
+    return True
 
 
 def flush(timeout_seconds: float) -> None:

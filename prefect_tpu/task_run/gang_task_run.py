@@ -64,7 +64,7 @@ class GangTaskRun:
         self._cancelled = threading.Event()
         self._attempts: Attempts | None = None
         self._observer: RunObserver | None = None
-        self._task_run: TaskRun | None = None
+        self._mend: Callable[[], bool] | None = None
         self._began = 0.0
 
     @functools.cached_property
@@ -88,8 +88,8 @@ class GangTaskRun:
         if self._observer is not None:
             self._observer.closed(self.reports, self.retries.budgets())
             self._observer = None
-        if self._task_run is not None:
-            states.mend(self._task_run)
+        if self._mend is not None and self._mend():
+            self._mend = None  # it holds the task run's context, and with it the parameters
         self.reports = []
 
     def retry_condition(self) -> Callable[..., Any]:
@@ -156,7 +156,7 @@ class GangTaskRun:
     ) -> None:
         context = TaskRunContext.get()
         assert context is not None
-        self._task_run = context.task_run
+        self._mend = functools.partial(copy_context().run, states.mend, context.task_run)
         logs.keep_lines_clean()
         logger = get_run_logger()
         if self._attempts is None:

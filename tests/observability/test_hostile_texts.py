@@ -33,7 +33,7 @@ def test_an_error_about_a_name_that_is_no_text(
 ) -> None:
     """As `os.listdir` gives it: log line, verdict, state, artifacts and event are there; the error is as raised."""
 
-    @task(task_runner=one_slice, name="reads \udcff")
+    @task(task_runner=one_slice, name="reads \udcff", task_run_name="read {name}")
     def reads(name: str) -> None:
         if runtime.current().process_id == 0:
             runtime.report(step=1, **{"loss\udcff": 1.0})
@@ -44,12 +44,16 @@ def test_an_error_about_a_name_that_is_no_text(
     def whole() -> bool:
         with pytest.raises(ValueError, match="cannot open") as caught:
             reads(NAME)
+        with pytest.raises(ValueError, match="cannot open"):
+            reads.submit("\udcff").result()
         get_run_logger().info("the flow goes on without %s", NAME)
         return str(caught.value) == f"cannot open {NAME}"
 
     state = whole(return_state=True)
     assert state.result() is True
-    (run,) = task_runs(client, state.state_details.flow_run_id)
+    runs = {one.name: one for one in task_runs(client, state.state_details.flow_run_id, 2)}
+    assert runs[r"read \udcff"].state.message.endswith(r"cannot open \udcff")
+    run = runs[f"read {SAID}"]
     assert run.state.is_failed()
     assert run.state.message == rf"Task run encountered an exception ValueError: cannot open {SAID}"
     cause = rf"slice 0 host 0 raised ValueError: cannot open {SAID}"
