@@ -33,6 +33,7 @@ PHASES = {
     "draining": "#e8743b",
 }
 """In the order in which they are in the legend. "done again": running whose steps were lost."""
+BOX = "□"
 LOST_COLOUR = "#c92a2a"
 HOUR_SECONDS, MINUTE_SECONDS = 3_600.0, 60.0
 
@@ -142,11 +143,11 @@ def _dress(axes: Axes, rows: Sequence[str], label: str, title: str, losses: bool
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    axes.set_yticks(range(len(rows)), [shortened(name) for name in rows], fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(rows)), [_drawable(shortened(name)) for name in rows], fontsize=8, parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(label, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)  # a $ is a $
+    axes.set_title(_drawable(title), fontsize=10, loc="left", parse_math=False)  # a $ is a $
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     handles: list[Any] = [Patch(color=colour, label=phase) for phase, colour in PHASES.items()]
@@ -163,6 +164,14 @@ def _unit(seconds: float) -> tuple[str, float]:
 
 def _clock(unix_seconds: float) -> str:
     return f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _drawable(text: str) -> str:
+    """With a box for what the font has no shape for: matplotlib draws one too, and warns of each on stderr."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return "".join(one if font.get_char_index(ord(one)) else BOX for one in text)
 
 
 def shortened(name: str, limit: int = MAX_NAME_CHARS) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow, get_run_logger
@@ -14,7 +15,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import TaskRunContext
 
 from prefect_tpu import TpuMultisliceRunner, runtime, task
-from prefect_tpu.observability import artifacts, states
+from prefect_tpu.core.kinds import Kind
+from prefect_tpu.observability import artifacts, events, states
+from tests.core.test_ledger import report
 from tests.prefect_runs import artifact_rows, artifacts_of, log_messages, task_runs
 from tests.waiting import eventually
 
@@ -97,3 +100,15 @@ def test_what_the_driver_says_itself(client: SyncPrefectClient) -> None:
 
     assert eventually(history, "the state") == [rf"no {SAID}\x00"]
     assert json.dumps(progress.description)
+
+
+def test_an_event_is_never_too_large(client: SyncPrefectClient) -> None:
+    """Whatever the names and causes are: automations hear of it."""
+    long = "l" * 10**6
+    lost = report(1, Kind.PREEMPTED, began=0, names=tuple(f"{long}-{number}" for number in range(60)), lost=3)
+    lost = replace(lost, verdict=replace(lost.verdict, cause=long, resolution=long), budgets=long)
+    task_run_id = uuid4()
+    events.GangEvents(task_run_id, long, None).finished(lost)
+    (found,) = eventually(lambda: events_of(client, task_run_id, "prefect-tpu.attempt.finished"), "the event")
+    assert "more characters]" in found["payload"]["cause"]
+    assert len(json.dumps(found)) < 200_000
