@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prefect_tpu.core.text import clean, clean_all
+
 if TYPE_CHECKING:
     from prefect_tpu.core.verdict import Verdict
 
 
 class TpuError(Exception):
-    """Base of all errors of prefect_tpu."""
+    """Base of all errors of prefect_tpu. Their texts are clean: Prefect can record a run that ends with one."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*clean_all(args))
 
 
 class ConfigurationError(TpuError, ValueError):
@@ -94,8 +99,8 @@ class RemoteTraceback(Exception):  # noqa: N818 - a carrier of text, not an erro
     """The traceback of an exception as it was on the host; set as `__cause__`."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+        self.text = clean(text)
+        super().__init__(self.text)
 
     def __str__(self) -> str:
         return "\n" + self.text

@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 
 from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.stages import STAGES
+from prefect_tpu.core.text import CleanText, cut
 
 MAX_KEPT_CHARS = 4_000
-"""Of a traceback, in the ledger."""
+"""In the ledger: of a traceback, and of the last lines of a culprit."""
+MAX_KEPT_MESSAGE_CHARS = 1_000
+"""In the ledger, beside the verdict, which has the whole message of the first."""
 
 JAX_RUNTIME_ERRORS = frozenset({"XlaRuntimeError", "JaxRuntimeError"})
 """What JAX raises on a host whose peers are gone. It says nothing about who was first."""
 
 
 @dataclass(frozen=True, slots=True)
-class HostEvidence:
+class HostEvidence(CleanText):
     """Everything seen of one host process, from inside and from outside.
 
     Attributes:
@@ -54,13 +57,21 @@ class HostEvidence:
     step: int | None = None
     last_stderr: tuple[str, ...] = ()
 
-    def slim(self) -> HostEvidence:
-        """Without what is large: for ledgers that keep every attempt of a long run."""
-        if self.raised is None:
-            return self
-        return replace(
-            self, raised=replace(self.raised, pickled=None, traceback=self.raised.traceback[-MAX_KEPT_CHARS:])
-        )
+    def slim(self, *, culprit: bool) -> HostEvidence:
+        """Without what is large: for ledgers that keep every attempt of a long run.
+
+        Args:
+            culprit: it is at the root of how the attempt ended; of others nobody asks for the last lines.
+        """
+        raised = self.raised
+        if raised is not None:
+            raised = replace(
+                raised,
+                message=cut(raised.message, limit=MAX_KEPT_MESSAGE_CHARS),
+                traceback=raised.traceback[-MAX_KEPT_CHARS:],
+                pickled=None,
+            )
+        return replace(self, raised=raised, last_stderr=_last(self.last_stderr) if culprit else ())
 
     @property
     def label(self) -> str:
@@ -98,3 +109,15 @@ class HostEvidence:
             and not self.stopped_by_us
             and (self.signal is not None or self.exit_code is not None)
         )
+
+
+def _last(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """The last of them, as many as have room; of the very last at least the beginning."""
+    kept: list[str] = []
+    room = MAX_KEPT_CHARS
+    for line in reversed(lines):
+        if kept and len(line) > room:
+            break
+        kept.append(line[:room])
+        room -= len(line)
+    return tuple(reversed(kept))

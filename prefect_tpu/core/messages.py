@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from prefect_tpu.core.text import CleanText
+
 Stage = Literal["runtime_env", "environment", "preload", "device", "jax", "transfer", "unpickle", "function", "result"]
 """Where on the host something was raised. Only "function" is the user's own code running."""
 
@@ -80,7 +82,7 @@ class LaunchRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class HostReport:
+class HostReport(CleanText):
     """What `prepare` found on a host: version of prefect_tpu there, process ids, seconds it took.
 
     `lifeline_port` is where the agent's heartbeat can be heard, 0 if nowhere.
@@ -94,7 +96,7 @@ class HostReport:
 
 
 @dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(CleanText):
     """One line that the function (or a library below Python) wrote."""
 
     stream: Literal["stdout", "stderr"]
@@ -102,7 +104,7 @@ class LogLine:
 
 
 @dataclass(frozen=True, slots=True)
-class LogRecord:
+class LogRecord(CleanText):
     """One `logging` record of the function."""
 
     level: int
@@ -118,7 +120,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(CleanText):
     """`runtime.report(step=..., **metrics)`; only the newest of each poll is kept.
 
     Attributes:
@@ -135,7 +137,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(CleanText):
     """The function returned and its result lies ready; the child waits for `finish`."""
 
     result_bytes: int
@@ -143,7 +145,7 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(CleanText):
     """Something was raised.
 
     Attributes:
@@ -162,7 +164,7 @@ class Raised:
 
 
 @dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(CleanText):
     """The child and its whole session are dead. Last event of an attempt on a host."""
 
     exit_code: int | None
@@ -171,7 +173,7 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(CleanText):
     """The cloud says that a host will be taken away, or that it will not after all.
 
     Attributes:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.kinds import Kind
+from prefect_tpu.core.text import CleanText
 from prefect_tpu.core.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptReport:
+class AttemptReport(CleanText):
     """One attempt, ended.
 
     Attributes:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.kinds import KINDS, Charge, Kind
 from prefect_tpu.core.stages import STAGES
+from prefect_tpu.core.text import cut
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why an attempt ended.
+    """Why an attempt ended. Its texts are clean and no longer than a line may be, whatever they were made of.
 
     Attributes:
         kind: what it was.
@@ -28,6 +29,10 @@ class Verdict:
     resolution: str = ""
     culprits: tuple[int, ...] = ()
     collateral: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cause", cut(self.cause))
+        object.__setattr__(self, "resolution", cut(self.resolution))
 
     @property
     def charge(self) -> Charge:

@@ -188,7 +188,7 @@ class Attempts:
         report = AttemptReport(
             number=number,
             gang=gang,
-            evidence=tuple(host.slim() for host in evidence),
+            evidence=tuple(host.slim(culprit=host.process_id in verdict.culprits) for host in evidence),
             verdict=verdict,
             lease_seconds=lease_seconds,
             launch_seconds=end.launch_seconds,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from uuid import UUID
 
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.observability import run_summary
+from prefect_tpu.observability.markdown import plain
 from prefect_tpu.observability.publisher import Publisher, Slot, Version
-from prefect_tpu.observability.slices_table import rows_of
+from prefect_tpu.observability.slices_table import table_of
 
-MAX_ROWS = 1_000
-"""Newest rows kept in one table: 500 attempts of two slices, far below Prefect's limit for an artifact."""
+MAX_KEY_CHARS = 200
 
 _publisher = Publisher()
 flush = _publisher.flush
@@ -21,7 +20,8 @@ flush = _publisher.flush
 
 def artifact_key(kind: str, task_name: str) -> str:
     """The same for every run of a task; Prefect allows lower case letters, digits and dashes."""
-    return f"tpu-{kind}-" + (re.sub(r"[^a-z0-9]+", "-", task_name.lower()).strip("-") or "task")
+    name = re.sub(r"[^a-z0-9]+", "-", task_name.lower()).strip("-")[:MAX_KEY_CHARS].strip("-")
+    return f"tpu-{kind}-{name or 'task'}"
 
 
 class RunArtifacts:
@@ -45,13 +45,14 @@ class RunArtifacts:
         name = self.task_name
 
         def table() -> Version:
-            rows = [row for report in kept for row in rows_of(report)][-MAX_ROWS:]
-            return Version(json.dumps(rows), f"Slices of every attempt of task `{name}`.")
+            rows, left_out = table_of(kept)
+            older = f" The oldest {left_out} rows have no room here." if left_out else ""
+            return Version(rows, f"Slices of every attempt of task {plain(name)}.{older}")
 
         def summary() -> Version:
             return Version(
                 run_summary.render(run_summary.RunFacts(name, kept, ended, budgets)),
-                f"What happened to task `{name}`, and what it cost.",
+                f"What happened to task {plain(name)}, and what it cost.",
             )
 
         _publisher.publish(self._table, table)
@@ -59,4 +60,4 @@ class RunArtifacts:
 
     def progress(self, percent: float, text: str) -> None:
         """How far it is: 0 to 100, and a phrase."""
-        _publisher.publish(self._progress, lambda: Version(percent, f"{self.task_name}: {text}"))
+        _publisher.publish(self._progress, lambda: Version(percent, f"{plain(self.task_name)}: {plain(text)}"))

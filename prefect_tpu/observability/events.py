@@ -21,12 +21,15 @@ from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.core.text import cut
 
 log = logging.getLogger("prefect_tpu.events")
 
 MAX_RELATED = 60
 """Slices and hosts of one event; Prefect takes a hundred resources, and adds those of the run itself."""
 MAX_TEXT_CHARS = 2_000
+MAX_NAME_CHARS = 200
+"""With these an event stays far below what Prefect takes (1.5 MB)."""
 
 
 class GangEvents:
@@ -35,7 +38,7 @@ class GangEvents:
     def __init__(self, task_run_id: UUID, task_run_name: str, flow_run_id: UUID | None) -> None:
         self._gang = {
             "prefect.resource.id": f"prefect-tpu.gang.{task_run_id}",
-            "prefect.resource.name": task_run_name,
+            "prefect.resource.name": cut(task_run_name, limit=MAX_NAME_CHARS),
         }
         self._runs = [{"prefect.resource.id": f"prefect.task-run.{task_run_id}", "prefect.resource.role": "task-run"}]
         if flow_run_id is not None:
@@ -62,9 +65,9 @@ class GangEvents:
             "attempt": report.number,
             "outcome": verdict.kind.value,
             "charged_to": verdict.charge,
-            "cause": verdict.cause[:MAX_TEXT_CHARS],
-            "resolution": verdict.resolution[:MAX_TEXT_CHARS],
-            "budgets": report.budgets,
+            "cause": cut(verdict.cause, limit=MAX_TEXT_CHARS),
+            "resolution": cut(verdict.resolution, limit=MAX_TEXT_CHARS),
+            "budgets": cut(report.budgets, limit=MAX_TEXT_CHARS),
             "lease_seconds": round(report.lease_seconds, 3),
             "launch_seconds": round(report.launch_seconds, 3),
             "run_seconds": round(report.run_seconds, 3),
@@ -97,13 +100,15 @@ class GangEvents:
 
 
 def _slice(name: str, *, related: bool = False) -> dict[str, str]:
+    name = cut(name, limit=MAX_NAME_CHARS)
     found = {"prefect.resource.id": f"prefect-tpu.slice.{name}", "prefect.resource.name": name}
     return found | {"prefect.resource.role": "slice"} if related else found
 
 
 def _host(host: HostEvidence) -> dict[str, str]:
+    name = cut(host.slice_name, limit=MAX_NAME_CHARS)
     return {
-        "prefect.resource.id": f"prefect-tpu.host.{host.slice_name}.{host.host_index}",
-        "prefect.resource.name": f"{host.slice_name} host {host.host_index}",
+        "prefect.resource.id": f"prefect-tpu.host.{name}.{host.host_index}",
+        "prefect.resource.name": f"{name} host {host.host_index}",
         "prefect.resource.role": "host",
     }

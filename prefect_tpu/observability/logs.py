@@ -12,6 +12,7 @@ from typing import Any
 from prefect_tpu.core.gang import Member
 from prefect_tpu.core.messages import LogLine, LogRecord, Progress
 from prefect_tpu.core.rate import RateLimit
+from prefect_tpu.core.text import clean, cut
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -20,6 +21,40 @@ NOISE = ("[Gloo] Rank ", "Expected number of connected peer ranks is")
 PROGRESS_LOG_INTERVAL_SECONDS = 5.0
 DROPPED_LOG_INTERVAL_SECONDS = 10.0
 """Between two words on how many lines were dropped; the last comes when the attempt is over."""
+MAX_METRICS_CHARS = 2_000
+"""Of one line of progress."""
+RUN_LOGGERS = ("prefect.task_runs", "prefect.flow_runs")
+"""What `prefect.get_run_logger` gives, by the names in Prefect's own logging.yml."""
+
+
+class CleanRecords(logging.Filter):
+    """Lets every record pass, clean, with the traceback of the user's own exception.
+
+    Prefect's handler cannot send what is not: the line would be lost.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - arguments that do not fit: the handlers say so, as always
+            return True
+        if (said := clean(text)) != text:
+            record.msg, record.args = said, None
+        if record.exc_info and not record.exc_text:
+            trace = _FORMATTER.formatException(record.exc_info)
+            if (said := clean(trace)) != trace:
+                record.exc_text = said  # what formatters take, if it is there
+        return True
+
+
+_FORMATTER = logging.Formatter()
+_CLEAN = CleanRecords()
+
+
+def keep_lines_clean() -> None:
+    """No line of a run's logger is lost by its text; once for the process, however often it is called."""
+    for name in RUN_LOGGERS:
+        logging.getLogger(name).addFilter(_CLEAN)
 
 
 @dataclass(slots=True)
@@ -81,8 +116,9 @@ class RunLog:
             return
         self._last_progress[0] = now
         values = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
+        values = cut(values, limit=MAX_METRICS_CHARS)
         self.logger.info("[%s] step %s%s", member.label, step, f": {values}" if values else "")
 
     def say(self, text: str) -> None:
         """Something about the gang as a whole."""
-        self.logger.info("%s", text)
+        self.logger.info("%s", cut(text))

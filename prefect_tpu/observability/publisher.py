@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from uuid import UUID
 
+from prefect_tpu.core.text import clean, clean_all
+
 log = logging.getLogger("prefect_tpu.artifacts")
 
 MAX_WAITING = 1_000
@@ -50,10 +52,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What an artifact shows: its data, and a description above it in markdown."""
+    """What an artifact shows: its data, and a description above it in markdown. Clean, so that Prefect takes it."""
 
     data: str | float
     description: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", clean_all(self.data))
+        object.__setattr__(self, "description", clean(self.description))
 
 
 @dataclass(slots=True)

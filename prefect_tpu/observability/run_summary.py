@@ -12,13 +12,13 @@ from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.ledger import Entry, Ledger, make_ledger
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.observability import timeline
+from prefect_tpu.observability.markdown import MAX_NAME_CHARS, plain
+from prefect_tpu.observability.timeline import shortened
 
 log = logging.getLogger("prefect_tpu.artifacts")
 
 MAX_ATTEMPTS = 60
 """Rows of the newest attempts; earlier ones are counted on one line."""
-MAX_CAUSE_CHARS = 200
-MAX_NAME_CHARS = 40
 MAX_NAMED_SLICES = 4
 MAX_PICTURE_BYTES = 400_000
 """Of SVG; a bigger picture is left out."""
@@ -59,12 +59,12 @@ def _headline(facts: RunFacts, ledger: Ledger) -> str:
     count = len(ledger.entries)
     attempts = f"{count} attempt{'' if count == 1 else 's'}"
     status = f"{last.kind.value} after {attempts}" if facts.ended else f"{attempts} ended, the next one follows"
-    lines = [f"## {_text(facts.task_name, MAX_NAME_CHARS)}: {status}", ""]
+    lines = [f"## {plain(facts.task_name, MAX_NAME_CHARS)}: {status}", ""]
     goodput = ledger.goodput
     steps = f"step {last.last_step}" if last.last_step is not None else "no steps reported"
     again = f", {ledger.lost_steps} done again" if ledger.lost_steps else ""
     share = "unknown" if goodput is None else f"{goodput:.0%}"
-    cells = (f"**{share}**", _seconds(ledger.seconds), steps + again, _text(facts.budgets))
+    cells = (f"**{share}**", _seconds(ledger.seconds), steps + again, plain(facts.budgets))
     lines += _rows(("Goodput", "Time", "Steps", "Budgets used"), [cells])
     return "\n".join(lines)
 
@@ -80,7 +80,7 @@ def _table(entries: Sequence[Entry]) -> str:
     causes = [entry for entry in shown if entry.cause]
     if causes:
         lines += ["", "**Causes**", ""]
-        lines += [f"- attempt {entry.number}: {_text(entry.cause, MAX_CAUSE_CHARS)}" for entry in causes]
+        lines += [f"- attempt {entry.number}: {plain(entry.cause)}" for entry in causes]
     return "\n".join(lines)
 
 
@@ -97,7 +97,7 @@ def _ledger_cells(entry: Entry) -> list[str]:
         str(entry.number),
         _slices(entry),
         entry.kind.value,
-        _text(", ".join(entry.culprits[:MAX_NAMED_SLICES]) + more),
+        plain(", ".join(entry.culprits[:MAX_NAMED_SLICES]) + more),
         "" if entry.charge == "nothing" else entry.charge,
         steps,
     ]
@@ -109,7 +109,7 @@ def _time_cells(entry: Entry) -> list[str]:
 
 
 def _slices(entry: Entry) -> str:
-    names = [_text(name, MAX_NAME_CHARS) for name in entry.slices]
+    names = [plain(name, MAX_NAME_CHARS) for name in entry.slices]
     before = "" if entry.slices_before is None else f"{entry.slices_before} → "
     if len(names) <= MAX_NAMED_SLICES:
         return (f"{before}{len(names)}: " if before else "") + ", ".join(names)
@@ -123,7 +123,7 @@ def _picture(facts: RunFacts, ledger: Ledger) -> str:
     if quick or not any(entry.slices for entry in ledger.entries):
         return ""
     try:
-        svg = timeline.draw(ledger, f"Slices of {facts.task_name[:MAX_NAME_CHARS]}").encode()
+        svg = timeline.draw(ledger, f"Slices of {shortened(facts.task_name, MAX_NAME_CHARS)}").encode()
     except Exception as error:  # noqa: BLE001 - the table is worth having without it
         log.debug("no picture of the slices: %r", error)
         return ""
@@ -158,19 +158,3 @@ def _seconds(value: float) -> str:
     if value < _HOUR:
         return f"{int(value // _MINUTE)} min {value % _MINUTE:.0f} s"
     return f"{int(value // _HOUR)} h {value % _HOUR / _MINUTE:.0f} min"
-
-
-_ESCAPED = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "_": "\\_", "[": "\\[", "]": "\\]"} | {
-    "<": "&lt;",
-    ">": "&gt;",
-    "&": "&amp;",
-    "#": "\\#",
-    "$": "\\$",
-}
-
-
-def _text(value: str, limit: int = MAX_CAUSE_CHARS) -> str:
-    """On one line, cut, and with nothing in it that markdown or HTML would take for its own."""
-    line = " ".join(value.split())
-    cut = line if len(line) <= limit else f"{line[: limit - 1]}…"
-    return "".join(_ESCAPED.get(character, character) for character in cut)

@@ -12,8 +12,9 @@ from prefect_tpu import prefect_api
 from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.core.text import cut
 from prefect_tpu.observability import states
-from prefect_tpu.observability.slices_table import rows_of
+from prefect_tpu.observability.slices_table import MAX_NAME_CHARS, rows_of
 
 MAX_BARS = 64
 """Slices of one attempt; of more none is shown."""
@@ -34,8 +35,8 @@ class SliceBars:
         self._runs = []
         if gang.num_slices > MAX_BARS:
             return
-        for one in gang.slices:
-            run = self._make(number, one.name)
+        for index, one in enumerate(gang.slices):
+            run = self._make(number, index, one.name)
             self._runs.append(run)
             assert run.state is not None
             states.emit_transition(run, None, run.state)
@@ -60,15 +61,15 @@ class SliceBars:
             run.total_run_time = ended - before.timestamp
             states.emit_transition(run, before, run.state)
 
-    def _make(self, number: int, slice_name: str) -> TaskRun:
+    def _make(self, number: int, index: int, slice_name: str) -> TaskRun:
         began = datetime.now(UTC)
         state: State[None] = State(type=StateType.RUNNING, name="Running", timestamp=began)
         return TaskRun(
             id=uuid4(),
-            name=f"{slice_name} attempt {number}",
+            name=f"{cut(slice_name, limit=MAX_NAME_CHARS)} attempt {number}",
             flow_run_id=self._parent.flow_run_id,
             task_key=f"prefect_tpu.slice.{self._parent.task_key}",
-            dynamic_key=f"{self._parent.id}-{number}-{slice_name}",
+            dynamic_key=f"{self._parent.id}-{number}-{index}",
             tags=["tpu-slice"],
             task_inputs={prefect_api.PARENTS: [TaskRunResult(id=self._parent.id)]},
             state=state,

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.core.text import cut, visible
 
+MAX_NAME_CHARS = 200
+MAX_CAUSE_CHARS = 1_000
 MAX_RESULT_CHARS = 200
+MAX_ROWS = 1_000
+"""Newest rows kept in one table: 500 attempts of two slices."""
+MAX_TABLE_BYTES = 1_000_000
+"""Of all of it, as JSON: it is made, sent and stored anew after each attempt."""
 
 Row = dict[str, str | int | float]
+
+
+def table_of(reports: Sequence[AttemptReport]) -> tuple[str, int]:
+    """The newest rows of all attempts as JSON, as many as there is room for; and how many older ones are left out."""
+    kept: list[str] = []
+    room, there_are = MAX_TABLE_BYTES, sum(0 if one.gang is None else one.gang.num_slices for one in reports)
+    for row in (row for report in reversed(reports) for row in reversed(rows_of(report))):
+        text = json.dumps(row)
+        room -= len(text) + 2
+        if room < 0 or len(kept) == MAX_ROWS:
+            break
+        kept.append(text)
+    return f"[{', '.join(reversed(kept))}]", there_are - len(kept)
 
 
 def rows_of(report: AttemptReport) -> list[Row]:
@@ -29,7 +50,7 @@ def _row(report: AttemptReport, gang: Gang, slice_index: int) -> Row:
     return {
         "attempt": report.number,
         "slice": slice_index,
-        "name": one.name,
+        "name": cut(visible(one.name), limit=MAX_NAME_CHARS),
         "hosts": len(one.hosts),
         "outcome": _outcome(report, mine),
         "charged to": report.verdict.charge if any(host.process_id in culprits[:1] for host in mine) else "",
@@ -37,9 +58,13 @@ def _row(report: AttemptReport, gang: Gang, slice_index: int) -> Row:
         "lease seconds": round(report.lease_seconds, 2),
         "launch seconds": round(report.launch_seconds, 2),
         "run seconds": round(report.run_seconds, 2),
-        "cause": report.verdict.cause if any(host.process_id in culprits for host in mine) else "",
-        "result": result[:MAX_RESULT_CHARS],
+        "cause": _cause(report) if any(host.process_id in culprits for host in mine) else "",
+        "result": visible(result[:MAX_RESULT_CHARS]),
     }
+
+
+def _cause(report: AttemptReport) -> str:
+    return cut(visible(report.verdict.cause), limit=MAX_CAUSE_CHARS)
 
 
 def _outcome(report: AttemptReport, hosts: Sequence[HostEvidence]) -> str:

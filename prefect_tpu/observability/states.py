@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 
 from prefect_tpu import prefect_api
+from prefect_tpu.core.text import clean, cut
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun
@@ -33,7 +34,7 @@ def emit(task_run: TaskRun, name: str, message: str) -> None:
         message: what a person reads beside it.
     """
     global _complained
-    message = message[:MAX_MESSAGE_CHARS]
+    message = cut(message, limit=MAX_MESSAGE_CHARS)
     try:
         _emit_state(task_run, name, message)
     except Exception as error:  # noqa: BLE001 - observability must never fail a run
@@ -58,10 +59,30 @@ def emit_transition(task_run: TaskRun, before: State[Any] | None, after: State[A
     try:
         after.state_details.task_run_id = task_run.id
         after.state_details.flow_run_id = task_run.flow_run_id
+        if after.message:
+            after.message = cut(after.message, limit=MAX_MESSAGE_CHARS)
         prefect_api.emit_state_change(task_run, before, after)
     except Exception as error:  # noqa: BLE001 - observability must never fail a run
         log.log(logging.DEBUG if _complained else logging.WARNING, "no bar on Prefect's timeline: %r", error)
         _complained = True
+
+
+def mend(task_run: TaskRun) -> bool:
+    """Tell Prefect the last state of a task run, if its engine could not, as the message is no clean text.
+
+    The message has the text of the user's own exception, which stays as it was raised. Prefect's events refuse it, and
+    its server would show the task run as Running for ever.
+
+    Returns:
+        Whether that state is its last.
+    """
+    state = task_run.state
+    if state is None or not state.is_final():
+        return False
+    if state.message and clean(state.message) != state.message:
+        state.message = clean(state.message)
+        emit_transition(task_run, None, state)
+    return True
 
 
 def flush(timeout_seconds: float) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_tpu.core.gang import numeric_key
 from prefect_tpu.core.ledger import Entry, Ledger
+from prefect_tpu.core.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,7 @@ PHASES = {
     "draining": "#e8743b",
 }
 """In the order in which they are in the legend. "done again": running whose steps were lost."""
+BOX = "□"
 LOST_COLOUR = "#c92a2a"
 HOUR_SECONDS, MINUTE_SECONDS = 3_600.0, 60.0
 
@@ -141,11 +143,11 @@ def _dress(axes: Axes, rows: Sequence[str], label: str, title: str, losses: bool
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [_drawable(shortened(name)) for name in rows], fontsize=8, parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(label, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(_drawable(title), fontsize=10, loc="left", parse_math=False)  # a $ is a $
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     handles: list[Any] = [Patch(color=colour, label=phase) for phase, colour in PHASES.items()]
@@ -164,5 +166,15 @@ def _clock(unix_seconds: float) -> str:
     return f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS // 2 - 1]}…{name[-MAX_NAME_CHARS // 2 :]}"
+def _drawable(text: str) -> str:
+    """With a box for what the font has no shape for: matplotlib draws one too, and warns of each on stderr."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return "".join(one if font.get_char_index(ord(one)) else BOX for one in text)
+
+
+def shortened(name: str, limit: int = MAX_NAME_CHARS) -> str:
+    """All of it visible, on one line, and its middle left out if it is too long."""
+    name = visible(" ".join(name.split()))
+    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-limit // 2 :]}"

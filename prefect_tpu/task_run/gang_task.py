@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.text import clean
 from prefect_tpu.task_run.cache import with_gang_shape
 from prefect_tpu.task_run.entry import wrap
 from prefect_tpu.task_run.gang_task_run import GangTaskRun
@@ -61,6 +62,7 @@ class GangTask(Task[P, R]):
                 f"Task {self.name!r} is a generator function. A gang returns one value per host; "
                 "return a list, or send values on the way with prefect_tpu.runtime.report()."
             )
+        self.name, self.tags = clean(self.name), {clean(tag) for tag in self.tags}  # else Prefect records no run of it
         self.task_runner = task_runner
         self.body = self.fn
         self.fn = cast("Callable[P, R]", wrap(self.body))
@@ -71,6 +73,8 @@ class GangTask(Task[P, R]):
         task_run = clone.gang_run = GangTaskRun(self.task_runner.resolve, clone)
         clone.retry_condition_fn = task_run.retry_condition()
         clone.timeout_seconds = None  # it counts from the launch of the gang, not from the queue
+        if self.task_run_name:
+            clone.task_run_name = self._run_name
         clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape())
         return clone, task_run
 
@@ -85,6 +89,15 @@ class GangTask(Task[P, R]):
         merged = plain.with_options(**options)
         gang = GangTask.adopt(merged, runner_for(task_runner) if task_runner is not None else self.task_runner)
         return cast("GangTask[P, R]", gang)
+
+    def _run_name(self, parameters: dict[str, Any]) -> Any:
+        """What `task_run_name` makes of the parameters, clean: Prefect would record nothing of the run otherwise."""
+        given: Any = self.task_run_name
+        if isinstance(given, str):
+            return clean(given.format(**parameters))
+        takes = {"parameters": parameters} if "parameters" in inspect.signature(given).parameters else {}
+        name = given(**takes)
+        return clean(name) if isinstance(name, str) else name
 
     def _plain(self) -> Task[..., Any]:
         """The same task without a gang."""

@@ -30,7 +30,7 @@ from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.gang.attempts import Attempts, Call, Ended
-from prefect_tpu.observability import artifacts, states
+from prefect_tpu.observability import artifacts, logs, states
 from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.task_run.failures import as_exception
@@ -64,6 +64,7 @@ class GangTaskRun:
         self._cancelled = threading.Event()
         self._attempts: Attempts | None = None
         self._observer: RunObserver | None = None
+        self._mend: Callable[[], bool] | None = None
         self._began = 0.0
 
     @functools.cached_property
@@ -87,6 +88,8 @@ class GangTaskRun:
         if self._observer is not None:
             self._observer.closed(self.reports, self.retries.budgets())
             self._observer = None
+        if self._mend is not None and self._mend():
+            self._mend = None  # it holds the task run's context, and with it the parameters
         self.reports = []
 
     def retry_condition(self) -> Callable[..., Any]:
@@ -153,6 +156,8 @@ class GangTaskRun:
     ) -> None:
         context = TaskRunContext.get()
         assert context is not None
+        self._mend = functools.partial(copy_context().run, states.mend, context.task_run)
+        logs.keep_lines_clean()
         logger = get_run_logger()
         if self._attempts is None:
             try:

@@ -9,10 +9,9 @@ from typing import Literal
 
 from prefect_tpu.core.errors import RemoteTraceback
 from prefect_tpu.core.messages import Raised, Stage
-from prefect_tpu.core.text import cut
+from prefect_tpu.core.text import MAX_TEXT_CHARS, clean, cut
 from prefect_tpu.wire import pickling
 
-MAX_TRACEBACK_CHARS = 100_000
 MAX_CAUSES = 20
 
 
@@ -99,4 +98,4 @@ def _traceback_of(error: BaseException, not_the_users: Set[str]) -> str:
     while trace is not None and trace.tb_frame.f_code.co_filename in not_the_users:
         trace = trace.tb_next
     text = "".join(traceback.TracebackException(type(error), error, trace, compact=True).format())
-    return text[-MAX_TRACEBACK_CHARS:]
+    return clean(text[-MAX_TEXT_CHARS:])

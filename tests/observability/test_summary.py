@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import base64
+import json
+import logging
 import re
+import unicodedata
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
+import pytest
+
 from prefect_tpu.core.kinds import Kind
+from prefect_tpu.core.messages import Progress
+from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.observability import run_summary
+from prefect_tpu.observability import artifacts, run_summary, slices_table
+from prefect_tpu.observability.logs import MAX_METRICS_CHARS, RunLog
 from prefect_tpu.observability.run_summary import RunFacts
-from tests.core.test_ledger import report
+from tests.core.test_ledger import gang, report
 
 BUDGETS = "preemptions 1, lost hosts 0 of 10, failures 0 of 3"
 
@@ -90,6 +98,76 @@ def test_names_and_messages_are_only_text() -> None:
     assert not re.search(r"(?<!\\)`", outside)
     assert not re.search(r"(?<!\\)\]\(http", outside)
     assert len(re.split(r"(?<!\\)\|", next(line for line in outside.splitlines() if line.startswith("| 1 |")))) == 8
+
+
+HIDDEN = "a\x1b[31m\x00\x07\u200b\u202e\ufffe\udcff$\\frac{$ ~~gone~~ https://x.org www.x.org me@x.org 漢"
+
+
+def named(first: AttemptReport, name: str, cause: str) -> AttemptReport:
+    """The attempt, on slices of this name."""
+    assert first.gang is not None
+    slices = tuple(replace(one, name=f"{name}{index}") for index, one in enumerate(first.gang.slices))
+    return replace(first, gang=replace(first.gang, slices=slices), verdict=replace(first.verdict, cause=cause))
+
+
+def test_what_cannot_be_seen_is_spelled_out() -> None:
+    """Control characters, widthless ones, those that turn the direction; no formula, no link, nothing struck out."""
+    bad = named(two_attempts()[0], HIDDEN, HIDDEN)
+    text = run_summary.render(RunFacts(HIDDEN, (bad,), ended=True, budgets=HIDDEN))
+    svg = picture(text)
+    assert svg.count('<g id="text_') > 5, "names are drawn"
+    for one in (text, svg):
+        assert not [here for here in one if unicodedata.category(here)[0] == "C" and here != "\n"]
+    outside = re.sub(r"\(data:[^)]*\)", "", text)
+    for mark in ("~", "$", "@", "://", "www."):
+        assert f"\\{mark}" in outside or mark in ("://", "www.")
+        assert not re.search(rf"(?<!\\){re.escape(mark)}", outside), mark
+    assert r"a\\x1b" in outside
+
+
+def test_a_dollar_is_a_dollar() -> None:
+    """A name with two of them was a formula, and a bad formula cost the picture."""
+    for name in ("a$b$c", r"$\frac{$"):
+        svg = picture(run_summary.render(RunFacts(name, (named(two_attempts()[0], name, ""),), ended=True, budgets="")))
+        assert f"<!-- Slices of {name} -->" in svg
+        assert f"<!-- {name}0 -->" in svg
+
+
+def test_the_table_is_bounded() -> None:
+    """500 attempts with a long message: the newest rows, and how many are left out."""
+    whole = replace(two_attempts()[0], verdict=replace(two_attempts()[0].verdict, cause="漢" * 20_000))
+    rows, left_out = slices_table.table_of([replace(whole, number=number) for number in range(1, 501)])
+    assert len(rows) <= slices_table.MAX_TABLE_BYTES
+    found = json.loads(rows)
+    assert found[-1]["attempt"] == 500
+    assert len(found) + left_out == 1_000
+    assert 100 < len(found) < 1_000
+    assert all(len(row["cause"]) < slices_table.MAX_CAUSE_CHARS + 50 for row in found)
+    assert slices_table.table_of(two_attempts())[1] == 0
+
+
+def test_no_name_makes_an_artifact_big() -> None:
+    """Of the task, of slices, of the budgets."""
+    big = named(two_attempts()[0], "s" * 10**6, "c" * 10**6)
+    text = run_summary.render(RunFacts("t" * 10**6, (big,), ended=True, budgets="b" * 10**6))
+    assert len(text) < 100_000
+    assert len(slices_table.table_of([big])[0]) < 10_000
+    assert len(artifacts.artifact_key("slices", "t" * 10**6)) < 250
+
+
+def test_a_line_of_metrics_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """However many the function reports."""
+    logger = logging.getLogger("bounded")
+    run_log = RunLog(logger, RateLimit(100, 100))
+    member = gang("slice-0").members[0]
+    with caplog.at_level(logging.INFO, "bounded"):
+        run_log.progress(member, Progress(3, {f"a-rather-long-name-{number}": 1.0 for number in range(10_000)}))
+        run_log.say("s" * 10**6)
+    progress, said = (record.getMessage() for record in caplog.records)
+    assert progress.startswith("[slice 0 host 0] step 3: a-rather-long-name-0=1, ")
+    assert progress.endswith("more characters]")
+    assert len(progress) < MAX_METRICS_CHARS + 100
+    assert len(said) < 21_000
 
 
 def test_many_slices_and_many_attempts() -> None:

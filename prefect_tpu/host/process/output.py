@@ -32,7 +32,7 @@ class ChannelHandler(logging.Handler):
         except Exception:  # noqa: BLE001 - as logging's own handlers do for a bad format
             self.handleError(record)
             return
-        self._send(LogRecord(record.levelno, record.name, cut(text)))
+        self._send(LogRecord(record.levelno, cut(record.name), cut(text)))
 
 
 def log_to(send: Send, level: int) -> None:
