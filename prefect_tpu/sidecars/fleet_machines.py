@@ -45,7 +45,9 @@ class HostState:
     slice_name: str
     index: int
     state: str = "down"
-    pid: int = 0
+    process: processes.Process | None = None
+    """The first one, which leads the host's session. Our child, and not collected before the host is killed: so
+    long its number is nobody else's."""
     node_id: str = ""
     started: float = 0.0
     channel: socket.socket | None = None
@@ -58,6 +60,10 @@ class HostState:
     @property
     def name(self) -> str:
         return f"{self.slice_name}/{self.index}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process is not None else 0
 
 
 @dataclass(slots=True)
@@ -204,8 +210,7 @@ class Machines:
         }
 
     def tick(self) -> None:
-        """What time brings: room for hosts that wait to start, ends of drains, dead children."""
-        processes.reap_children()
+        """What time brings: room for hosts that wait to start, ends of drains."""
         at_once = STARTS_PER_CORE * (os.cpu_count() or 1)
         starting = sum(1 for host in self.hosts if host.state == "starting" and host not in self._queue)
         while self.address and self._queue and starting < at_once:
@@ -219,23 +224,26 @@ class Machines:
 
     def kill(self, hosts: list[HostState]) -> None:
         """SIGKILL everything on these hosts at the same time, as when a cloud takes a slice."""
-        sessions = [host.pid for host in hosts if host.pid]
+        leaders = [host.process for host in hosts if host.process is not None]
         marks = [self._mark(host) for host in hosts]
-        stuck = fleet_marks.kill(marks, sessions, reap=True)
+        stuck = fleet_marks.kill(marks, leaders)
         if stuck:
             self.say(f"processes {stuck} do not die after SIGKILL")
+        for leader in leaders:
+            os.waitpid(leader.pid, os.WNOHANG)  # only now may its number be used again
+            self.janitor.forget(leader)
         for host in hosts:
             if host.channel is not None:
                 self.selector.unregister(host.channel)
                 host.channel.close()
             if host in self._queue:
                 self._queue.remove(host)
-            host.channel, host.state, host.pid, host.deadline = None, "down", 0, None
+            host.channel, host.state, host.process, host.deadline = None, "down", None, None
 
     def kill_everything(self) -> None:
         """The head too, and what nobody remembers but carries the fleet's mark."""
-        sessions = [host.pid for host in (self.head, *self.hosts) if host.pid]
-        stuck = fleet_marks.kill([fleet_marks.fleet_mark(self.directory)], sessions, reap=True)
+        leaders = [host.process for host in (self.head, *self.hosts) if host.process is not None]
+        stuck = fleet_marks.kill([fleet_marks.fleet_mark(self.directory)], leaders)
         if stuck:
             self.say(f"processes {stuck} of the local fleet do not die after SIGKILL")
 
@@ -288,8 +296,10 @@ class Machines:
             ours.close()
             simulated_host.run(plan, theirs, supervisor)
         theirs.close()
-        self.janitor.remember(pid)
-        host.state, host.pid, host.channel, host.error = "starting", pid, ours, ""
+        host.process = processes.read_process(pid)
+        assert host.process is not None  # a child that nobody has collected
+        self.janitor.remember(host.process)
+        host.state, host.channel, host.error = "starting", ours, ""
         host.started, host.deadline, host.node_id = time.monotonic(), None, ""
         self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(host))
 
