@@ -9,7 +9,12 @@ from typing import Any
 
 from ray._private import state as ray_state
 from ray._private.worker import global_worker
-from ray._raylet import GcsClient, GcsClientOptions  # type: ignore[attr-defined]
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    GcsClient,
+    GcsClientOptions,
+    get_authentication_mode,
+)
 from ray.core.generated import autoscaler_pb2
 
 from prefect_tpu.linux import probe
@@ -40,6 +45,11 @@ class NodeTable:
     nodes: list[Node]
     available: Mapping[str, Mapping[str, float]]
     draining: Collection[str]
+
+
+def asks_for_token() -> bool:
+    """Whether this process shows a token to the Ray cluster that it is connected to."""
+    return bool(get_authentication_mode() == AuthenticationMode.TOKEN)
 
 
 def node_table(probed: Callable[[Node], bool]) -> NodeTable:

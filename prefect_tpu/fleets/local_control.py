@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
+from prefect_tpu.core import fleet_commands
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets.local_environment import supervisor_environment
 from prefect_tpu.linux import processes
@@ -24,6 +25,8 @@ from prefect_tpu.linux.programs import start_program
 COMMAND_TIMEOUT_SECONDS = 60.0
 """For every command but those that start hosts, which have `start_timeout_seconds`."""
 STOP_TIMEOUT_SECONDS = 20.0
+END_SECONDS = 5.0
+"""A process whose pipes are closed is gone a moment later."""
 LOG_TAIL_LINES = 15
 log = logging.getLogger("prefect_tpu.fleet")
 Progress = Callable[[str], None]
@@ -78,17 +81,22 @@ class SupervisorProcess:
             self._progress(message["progress"])
 
     def request(self, do: str, *, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS, **arguments: Any) -> Any:
-        """Send one command and wait for its answer."""
+        """Send one command and wait for its answer.
+
+        Raises:
+            ConfigurationError: there is no such command, or it is refused.
+            ProvisioningError: it failed, took too long, or the fleet has ended; with the end of its log.
+        """
         number = next(self._numbers)
+        request = checked({"id": number, "do": do, **arguments})
         with self._lock:
             self._answers[number] = queue.SimpleQueue()
             assert self.process.stdin is not None
-            line = json.dumps({"id": number, "do": do, **arguments}).encode() + b"\n"
             try:
-                self.process.stdin.write(line)
+                self.process.stdin.write(request)
                 self.process.stdin.flush()
             except (OSError, ValueError) as error:
-                raise ProvisioningError(f"the local fleet has ended: {error}\n{self._log_tail()}") from error
+                raise self._ended(do) from error
         return self._take(number, timeout_seconds, do)
 
     def stop(self) -> None:
@@ -126,10 +134,15 @@ class SupervisorProcess:
         )
 
     def _ended(self, do: str) -> ProvisioningError:
-        return ProvisioningError(
-            f"The local fleet's supervisor ended (exit code {self.process.poll()}) before {do!r} was done.\n"
-            f"{self._log_tail()}"
-        )
+        return ProvisioningError(f"{self.obituary()}\nIt could not do {do!r}.")
+
+    def obituary(self) -> str:
+        """Of a fleet that has ended by itself: how, and what it said last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
+        code = self.process.poll()
+        how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended (exit code {code})"
+        return f"The local fleet's supervisor {how}.\n{self._log_tail()}"
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -149,6 +162,8 @@ class SupervisorProcess:
         with contextlib.suppress(OSError, ValueError):
             with open(f"/proc/self/fd/{self._log.fileno()}", "rb") as file:
                 lines = file.read().decode(errors="replace").splitlines()
+            if not lines:
+                return "Its log is empty."
             return "Last lines of its log:\n" + "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
         return ""
 
@@ -161,16 +176,41 @@ def unpack(answer: dict[str, Any], do: str) -> Any:
     raise (ConfigurationError if answer.get("refused") else ProvisioningError)(text)
 
 
+def _message(line: bytes, control: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise ProvisioningError(f"What answers at {control} is no fleet of this version: {error}") from error
+
+
+def checked(request: dict[str, Any]) -> bytes:
+    """A command as it is sent, after a look at what the fleet will accept.
+
+    Raises:
+        ConfigurationError: it will not.
+    """
+    try:
+        return json.dumps(fleet_commands.check(request)).encode() + b"\n"
+    except fleet_commands.BadRequestError as error:
+        raise ConfigurationError(f"local fleet: {error}") from error
+
+
 def request_by_socket(control: str, do: str, *, progress: Progress, timeout_seconds: float, **arguments: Any) -> Any:
-    """Send one command to a supervisor that another process started."""
+    """Send one command to a supervisor that another process started.
+
+    Raises:
+        ConfigurationError: there is no such command, or it is refused.
+        ProvisioningError: it failed, took too long, or the fleet cannot be reached.
+    """
+    request = checked({"id": 1, "do": do, **arguments})
     deadline = time.monotonic() + timeout_seconds
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout_seconds)
         try:
             connection.connect(control)
-            connection.sendall(json.dumps({"id": 1, "do": do, **arguments}).encode() + b"\n")
+            connection.sendall(request)
             for line in connection.makefile("rb"):
-                message = json.loads(line)
+                message = _message(line, control)
                 if "progress" in message:
                     progress(message["progress"])
                 else:

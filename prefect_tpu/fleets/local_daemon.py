@@ -139,8 +139,9 @@ def down(name: str, progress: Progress) -> FleetState:
         request_by_socket(state.control, "stop", progress=progress, timeout_seconds=STOP_TIMEOUT_SECONDS)
     except ProvisioningError:
         # It does not answer. Its janitor ends what it leaves behind.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(state.pid, signal.SIGKILL)
+        supervisor = processes.read_process(state.pid)
+        if supervisor is not None and supervisor.start == state.start:
+            processes.signal_process(supervisor, signal.SIGKILL)
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     while state.alive:
         if time.monotonic() > deadline:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from prefect_tpu.cluster import exit_hooks
-from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY, SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
 from prefect_tpu.fleets.local_control import COMMAND_TIMEOUT_SECONDS, SupervisorProcess
@@ -138,10 +138,13 @@ class LocalFleet:
         """Add one more slice and wait until it is up.
 
         Args:
-            name: what it is called; None for the next "slice-N".
+            name: what it is called, up to 63 letters, digits, dashes, dots, underscores; None for the next "slice-N".
 
         Returns:
             Its name.
+
+        Raises:
+            ConfigurationError: it cannot be called so, or there is a slice of that name.
         """
         return str(self._running().request("add_slice", name=name, timeout_seconds=self.start_timeout_seconds))
 
@@ -168,9 +171,12 @@ class LocalFleet:
 
     def _running(self) -> _Running:
         running = _registry.get(self)
-        if running is None:
-            raise ConfigurationError(f"{self.describe()} is not up in this process: call connect() first")
-        return running
+        if running is not None:
+            return running
+        died = _registry.died(self)
+        if died is not None:
+            raise ProvisioningError(f"{self.describe()} is not up any more; connect() starts it again. {died}")
+        raise ConfigurationError(f"{self.describe()} is not up in this process: call connect() first")
 
 
 @dataclass(slots=True)
@@ -201,6 +207,12 @@ class _Registry:
             running = self._running.get(fleet)
         return running if running is not None and running.supervisor.alive else None
 
+    def died(self, fleet: LocalFleet) -> str | None:
+        """How it ended and what it said last, if it was up and has ended by itself."""
+        with self._lock:
+            running = self._running.get(fleet)
+        return None if running is None or running.supervisor.alive else running.supervisor.obituary()
+
     def start(self, fleet: LocalFleet, say: Say | None) -> _Running:
         with self._lock:
             turn = self._starting.setdefault(fleet, threading.Lock())
@@ -211,7 +223,9 @@ class _Registry:
             with self._lock:
                 died = self._running.pop(fleet, None)
             if died is not None:
-                log.warning("%s has ended unexpectedly (its supervisor is gone); starting it again", fleet.describe())
+                log.warning(
+                    "%s has ended unexpectedly; starting it again. %s", fleet.describe(), died.supervisor.obituary()
+                )
             running = self._start(fleet, say)
             with self._lock:
                 exit_hooks.at_exit("local fleets", self.close_all)

@@ -23,7 +23,7 @@ class QueuedFields:
     valid_until_seconds: float | None = 3600.0
     network: str | None = None
     subnetwork: str | None = None
-    external_ips: bool = True
+    external_ips: bool = False
     service_account: str | None = None
     startup_script: str | None = field(default=None, repr=False)
     host_packages: tuple[str, ...] = ()
@@ -41,3 +41,7 @@ class QueuedFields:
     close_timeout_seconds: float = 60.0
     owner_silence_seconds: float = 900.0
     reap_after_seconds: float | None = None
+    host_package: str | None = None
+    host_lock: str | None = None
+    token_secret: str | None = None
+    unprotected_ray: bool = False

@@ -20,7 +20,12 @@ class QueuedResourceFleet(QueuedSpec):
 
     A value: equal configurations share their slices inside a process.
 
-        fleet = QueuedResourceFleet("my-project", ("us-east5-b", "us-east5-c"), "10.0.0.2:6379")
+        fleet = QueuedResourceFleet(
+            "my-project", ("us-east5-b", "us-east5-c"), "10.0.0.2:6379",
+            service_account="tpu-hosts@my-project.iam.gserviceaccount.com",
+            token_secret="projects/my-project/secrets/ray-token",
+            host_package="gs://my-bucket/prefect_tpu-0.1.0-py3-none-any.whl",
+        )
 
     Args:
         project: Google Cloud project id.
@@ -35,9 +40,9 @@ class QueuedResourceFleet(QueuedSpec):
         valid_until_seconds: a request that is not fulfilled by then is given up, and the next zone asked; None: never.
         network, subnetwork: of the TPU VMs; None for the project's default.
         external_ips: whether TPU VMs have external addresses; without, their network needs a way to the packages.
-        service_account: of the TPU VMs; None for the project's default.
+        service_account: of the TPU VMs; None for the project's default, which mostly may do far more than it should.
         startup_script: its text, in place of the package's own; may have {{ray_address}}, {{slice_name}},
-            {{python_version}} and {{packages}}.
+            {{python_version}}, {{packages}}, {{host_lock}} and {{token_secret}}.
         host_packages: installed on the TPU VMs beside Ray, JAX and prefect_tpu, as for pip.
         labels: of every TPU VM, beside the fleet's own.
         join: start a Ray node without resources on the driver's machine first.
@@ -56,6 +61,14 @@ class QueuedResourceFleet(QueuedSpec):
             nothing of that run for so long.
         reap_after_seconds: what runs on other machines have left is deleted when it is so old, longer than any run may
             take; None: only by that silence.
+        host_package: where TPU VMs get prefect_tpu: "gs://BUCKET/FILE.whl", "https://HOST/FILE.whl#sha256=...",
+            "git+https://HOST/REPOSITORY@COMMIT", or a version in an index in which the name is yours; None for where
+            the driver's own was installed from, if that is such a wheel or commit.
+        host_lock: address of a lock file with hashes, "gs://..." or "https://...", of all that is installed; in place
+            of host_packages.
+        token_secret: name in Secret Manager of the token that the Ray cluster asks for, "projects/P/secrets/S"; read
+            by the TPU VMs with their service account.
+        unprotected_ray: join a Ray that asks for no token: whoever reaches a TPU VM then runs code on all of them.
 
     Raises:
         ConfigurationError: a value that cannot be right.
@@ -74,7 +87,8 @@ class QueuedResourceFleet(QueuedSpec):
         """Connect this process to the Ray cluster. Asks for no slices.
 
         Raises:
-            ConfigurationError: google-cloud-tpu is missing, there are no credentials, or Ray's head does not answer.
+            ConfigurationError: google-cloud-tpu is missing, there are no credentials, Ray's head does not answer, or
+                it is not said what TPU VMs install and who gets into their Ray.
         """
         from prefect_tpu.fleets import queued_keepers
 

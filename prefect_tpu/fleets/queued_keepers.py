@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect_tpu.provision")
 
-INSTALL = "pip install 'prefect-tpu[gcp]'"
+INSTALL = "pip install 'google-cloud-tpu>=1.24,<2' 'prefect-gcp>=0.6,<0.7'"
+"""What the extra `gcp` has; not by the name of this package, which is nobody's in an index until it is published."""
 JANITOR_SECONDS = 600.0
 """How long a killed process's slices are tried to be deleted, at least."""
 
@@ -52,10 +53,12 @@ _kept: dict[QueuedSpec, _Kept] = {}
 
 def connect(fleet: QueuedSpec, say: Say | None) -> None:
     """Make the fleet's Ray cluster this process's; make its keeper, which asks for nothing yet."""
+    fleet.check_safe()
     with _lock:
         kept = _kept.get(fleet)
     fresh = None if kept is not None else cloud(fleet)  # first what can be wrong without anybody's help
     address = join.connect(fleet.ray_address, namespace=fleet.namespace, joining=fleet.join, say=say)
+    check_token(fleet, address, asks=gcs.asks_for_token())
     with _lock:
         kept = _kept.get(fleet)
         if kept is not None:
@@ -128,6 +131,26 @@ def check_reachable(fleet: QueuedSpec, address: str) -> None:
         raise ConfigurationError(
             f"Ray's head is at {address}, which TPU VMs cannot reach. Start it with `ray start --head "
             "--node-ip-address=ADDRESS` at an address of the TPU VMs' network, and give that as ray_address"
+        )
+
+
+def check_token(fleet: QueuedSpec, address: str, *, asks: bool) -> None:
+    """See that TPU VMs come to this Ray as this process does: with a token, or without.
+
+    Raises:
+        ConfigurationError: only one of them has a token.
+    """
+    if fleet.token_secret is not None and not asks:
+        raise ConfigurationError(
+            f"TPU VMs get the token {fleet.token_secret} (token_secret), but this process is connected to Ray at "
+            f"{address} without any. Start the head with RAY_AUTH_MODE=token and the same token, and give it to the "
+            "flow's process (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH); or, if that cluster is to be open, take "
+            "token_secret out and say unprotected_ray=True"
+        )
+    if fleet.unprotected_ray and asks:
+        raise ConfigurationError(
+            f"Ray at {address} asks for a token, and TPU VMs would have none: give its name in Secret Manager as "
+            "token_secret='projects/PROJECT/secrets/NAME', in place of unprotected_ray=True"
         )
 
 

@@ -43,9 +43,29 @@ def _are_zones(given: list[str]) -> list[str]:
 
 
 def _are_packages(given: list[str]) -> list[str]:
-    if not all(one.strip() for one in given):
+    if not all(one.strip() and not one.startswith("-") for one in given):
         raise ValueError("must be requirements as for pip")
+    return [_without_secrets(one) for one in given]
+
+
+def _without_secrets(given: str) -> str:
+    if re.search(r"://[^/@\s]*:[^/@\s]*@", given):
+        raise ValueError("must have no password in it: whoever may see the TPU VM can read it")
     return given
+
+
+def _is_host_package(given: str) -> str:
+    name = r"(prefect[-_.]tpu(\[[\w,-]+\])?\s*@\s*)?"
+    sha = r"#sha256=[0-9a-f]{64}"
+    known = (
+        rf"gs://[a-z0-9][^\s#]*\.whl({sha})?",
+        rf"{name}https://[^\s#]+\.whl{sha}",
+        rf"{name}git\+https://[^\s@]+@[0-9a-f]{{40}}",
+        r"prefect[-_.]tpu(\[[\w,-]+\])?==[\w.+!]+",
+    )
+    if not any(re.fullmatch(one, given) for one in known):
+        raise ValueError(f"must be {HOST_PACKAGE_WORDS}")
+    return _without_secrets(given)
 
 
 def _are_labels(given: dict[str, str]) -> dict[str, str]:
@@ -66,6 +86,13 @@ def _is_finite(given: float) -> float:
     return given
 
 
+HOST_PACKAGE_WORDS = (
+    "where TPU VMs get prefect_tpu: 'gs://BUCKET/FILE.whl', 'https://HOST/FILE.whl#sha256=...', "
+    "'git+https://HOST/REPOSITORY@COMMIT' with the whole commit, or, from an index in which the name is yours, "
+    "'prefect-tpu==VERSION'"
+)
+LOCK_WORDS = "the address of a lock file with hashes: 'gs://BUCKET/FILE' or 'https://HOST/FILE'"
+SECRETS_NAME = "the name of a secret in Secret Manager: 'projects/PROJECT/secrets/NAME', or a version of it"
 ZONES_WORDS = "one or more zones in order of preference, each once: ('us-east5-b', 'us-east5-c')"
 Project = Annotated[
     str,
@@ -84,6 +111,13 @@ ENDPOINT_WORDS = "'host:port', such as 'tpu.googleapis.com:443'"
 Endpoint = Annotated[str, _matches(r"[^/\s]+:[0-9]+", ENDPOINT_WORDS), must(ENDPOINT_WORDS)]
 Namespace = Annotated[str, Field(min_length=1), must("a text of at least 1 character")]
 Packages = Annotated[list[str], AfterValidator(_are_packages), must("requirements as for pip"), Kept("tuple[str, ...]")]
+HostPackage = Annotated[str, AfterValidator(_is_host_package), must(HOST_PACKAGE_WORDS)]
+HostLock = Annotated[str, _matches(r"(gs|https)://[^\s/@]+/[^\s]+", LOCK_WORDS), must(LOCK_WORDS)]
+TokenSecret = Annotated[
+    str,
+    _matches(r"projects/[-a-z0-9.:]+/secrets/[-\w]+(/versions/(latest|[0-9]+))?", SECRETS_NAME),
+    must(SECRETS_NAME),
+]
 Labels = Annotated[
     dict[str, str],
     AfterValidator(_are_labels),
@@ -129,7 +163,7 @@ class QueuedOptions(BaseModel):
     network: Text | None = Field(default=None, description="Network of the TPU VMs; empty: the project's default.")
     subnetwork: Text | None = Field(default=None, description="Subnetwork of the TPU VMs; empty: the network's own.")
     external_ips: Flag = Field(
-        default=True, title="External addresses", description="TPU VMs have addresses that reach the internet."
+        default=False, title="External addresses", description="TPU VMs have addresses that reach the internet."
     )
     service_account: Text | None = Field(
         default=None, title="Service account", description="Of the TPU VMs, by e-mail; empty: the project's default."
@@ -190,4 +224,24 @@ class QueuedOptions(BaseModel):
         default=None,
         title="Reap after (seconds)",
         description="What runs on other machines left is deleted at this age, longer than any run; empty: never.",
+    )
+    host_package: HostPackage | None = Field(
+        default=None,
+        title="Host package",
+        description="Where TPU VMs get prefect_tpu: gs://...whl, https://...whl#sha256=..., git+https://...@COMMIT.",
+    )
+    host_lock: HostLock | None = Field(
+        default=None,
+        title="Host lock file",
+        description="Lock file with hashes, gs:// or https://: all that TPU VMs install.",
+    )
+    token_secret: TokenSecret | None = Field(
+        default=None,
+        title="Token secret",
+        description="Secret Manager's name of the Ray cluster's token: projects/P/secrets/S; TPU VMs read it.",
+    )
+    unprotected_ray: Flag = Field(
+        default=False,
+        title="Unprotected Ray",
+        description="Ray asks for no token: whoever reaches a TPU VM runs code on all of them.",
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -118,7 +118,7 @@ def children(pid: int) -> set[int] | None:
 
 
 def kill_all(find: Callable[[Table], Set[int]]) -> bool:
-    """SIGKILL what `find` finds, again and again until it finds nothing alive.
+    """SIGKILL what `find` finds in a table of now, again and again until it finds nothing alive.
 
     Once is not enough: what is found may fork between the look and the kill.
 
@@ -131,29 +131,48 @@ def kill_all(find: Callable[[Table], Set[int]]) -> bool:
         if not alive:
             return True
         for pid in alive:
-            send_signal(pid, signal.SIGKILL)
+            signal_process(table[pid], signal.SIGKILL)
         time.sleep(KILL_ROUND_SECONDS)
     return False
 
 
-def send_signal(pid: int, number: int) -> None:
-    """Send a signal to a process that may be gone already."""
+def signal_process(process: Process, number: int) -> bool:
+    """Send a signal to this very process, and to nobody who has its number by now.
+
+    Returns:
+        Whether it was there to be sent to.
+    """
     try:
-        os.kill(pid, number)
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        descriptor = -1  # a sandbox without it: then as close as can be
+    try:
+        now = read_process(process.pid)
+        # Whom the descriptor means cannot change any more, so what is seen now is true of it.
+        if now is None or now.start != process.start:
+            return False
+        if descriptor < 0:
+            os.kill(process.pid, number)
+        else:
+            signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return True
+
+
+def send_signal(child: int, number: int) -> None:
+    """Send a signal to a child that has not been collected: its number is nobody else's."""
+    try:
+        os.kill(child, number)
     except ProcessLookupError:
         return
-
-
-def reap_children() -> dict[int, int]:
-    """Collect dead children of this process: process id to wait status."""
-    ended: dict[int, int] = {}
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            ended[pid] = status
-    return ended
 
 
 def die_with_parent(parent: int) -> None:

@@ -38,6 +38,8 @@ class SliceRequest:
         startup_script: run by root on every TPU VM at every start; placeholders are filled in.
         python_version: of the TPU VMs' environment.
         packages: in it.
+        host_lock: file of all that is in it, with hashes; "" for none.
+        token_secret: name of the secret with Ray's token; "" for a Ray that asks for none.
         labels: of the node.
     """
 
@@ -50,10 +52,12 @@ class SliceRequest:
     network: str = ""
     subnetwork: str = ""
     service_account: str = ""
-    external_ips: bool = True
+    external_ips: bool = False
     ray_address: str = ""
     python_version: str = ""
     packages: tuple[str, ...] = ()
+    host_lock: str = ""
+    token_secret: str = ""
     startup_script: str = field(default="", repr=False)
     labels: tuple[tuple[str, str], ...] = ()
 
@@ -65,6 +69,8 @@ class SliceRequest:
             ray_address=self.ray_address,
             python_version=self.python_version,
             packages=self.packages,
+            host_lock=self.host_lock,
+            token_secret=self.token_secret,
         )
 
     @property

@@ -8,7 +8,7 @@ import selectors
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,9 @@ class HostState:
     slice_name: str
     index: int
     state: str = "down"
-    pid: int = 0
+    process: processes.Process | None = None
+    """The first one, which leads the host's session. Our child, and not collected before the host is killed: so
+    long its number is nobody else's."""
     node_id: str = ""
     started: float = 0.0
     channel: socket.socket | None = None
@@ -59,6 +61,10 @@ class HostState:
     def name(self) -> str:
         return f"{self.slice_name}/{self.index}"
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process is not None else 0
+
 
 @dataclass(slots=True)
 class Machines:
@@ -69,7 +75,7 @@ class Machines:
         directory: everything of the fleet is in it, and its name marks the fleet's processes.
         selector: told which sockets to watch; each key's data is called when there is something to read.
         janitor: told about every host.
-        private: descriptors that hosts must not keep open.
+        private: descriptors that hosts must not keep open, beside those of selector and janitor.
         say: where news go.
     """
 
@@ -80,7 +86,7 @@ class Machines:
     directory: str
     selector: selectors.BaseSelector
     janitor: Janitor
-    private: tuple[int, ...]
+    private: Callable[[], Iterable[int]]
     say: Callable[[str], None]
     slices: dict[str, list[HostState]] = field(default_factory=dict)
     head: HostState = field(default_factory=lambda: HostState("head", 0))
@@ -94,14 +100,18 @@ class Machines:
 
     def start_head(self) -> None:
         """Hosts that are added start when it is up."""
-        self._fork(self.head)
+        try:
+            self._fork(self.head)
+        except OSError as error:
+            raise HeadLostError(f"the head cannot be started: {error}") from error
 
-    def add_slice(self, name: object = None) -> list[HostState]:
+    def add_slice(self, name: str | None = None) -> list[HostState]:
         """One more slice; its hosts start as soon as there is room."""
-        number, self._added = self._added, self._added + 1
-        name = f"slice-{number}" if name is None else str(name)
+        number = self._added
+        name = f"slice-{number}" if name is None else name
         if name in self.slices:
             raise CommandRefusedError(f"there is a slice {name!r} in this fleet already")
+        self._added += 1
         self.slices[name] = [
             HostState(name, index, state="starting", short_name=f"{number}-{index}")
             for index in range(self.shape.hosts)
@@ -204,12 +214,16 @@ class Machines:
         }
 
     def tick(self) -> None:
-        """What time brings: room for hosts that wait to start, ends of drains, dead children."""
-        processes.reap_children()
+        """What time brings: room for hosts that wait to start, ends of drains."""
         at_once = STARTS_PER_CORE * (os.cpu_count() or 1)
         starting = sum(1 for host in self.hosts if host.state == "starting" and host not in self._queue)
         while self.address and self._queue and starting < at_once:
-            self._fork(self._queue.pop(0))
+            host = self._queue.pop(0)
+            try:
+                self._fork(host)
+            except OSError as error:  # no room for its directory, no more processes
+                host.state, host.error = "down", f"it cannot be started: {error}"
+                self.say(f"{host.slice_name} host {host.index}: {host.error}")
             starting += 1
         now = time.monotonic()
         due = [host for host in self.hosts if host.deadline is not None and host.deadline <= now]
@@ -219,23 +233,26 @@ class Machines:
 
     def kill(self, hosts: list[HostState]) -> None:
         """SIGKILL everything on these hosts at the same time, as when a cloud takes a slice."""
-        sessions = [host.pid for host in hosts if host.pid]
+        leaders = [host.process for host in hosts if host.process is not None]
         marks = [self._mark(host) for host in hosts]
-        stuck = fleet_marks.kill(marks, sessions, reap=True)
+        stuck = fleet_marks.kill(marks, leaders)
         if stuck:
             self.say(f"processes {stuck} do not die after SIGKILL")
+        for leader in leaders:
+            os.waitpid(leader.pid, os.WNOHANG)  # only now may its number be used again
+            self.janitor.forget(leader)
         for host in hosts:
             if host.channel is not None:
                 self.selector.unregister(host.channel)
                 host.channel.close()
             if host in self._queue:
                 self._queue.remove(host)
-            host.channel, host.state, host.pid, host.deadline = None, "down", 0, None
+            host.channel, host.state, host.process, host.deadline = None, "down", None, None
 
     def kill_everything(self) -> None:
         """The head too, and what nobody remembers but carries the fleet's mark."""
-        sessions = [host.pid for host in (self.head, *self.hosts) if host.pid]
-        stuck = fleet_marks.kill([fleet_marks.fleet_mark(self.directory)], sessions, reap=True)
+        leaders = [host.process for host in (self.head, *self.hosts) if host.process is not None]
+        stuck = fleet_marks.kill([fleet_marks.fleet_mark(self.directory)], leaders)
         if stuck:
             self.say(f"processes {stuck} of the local fleet do not die after SIGKILL")
 
@@ -276,31 +293,38 @@ class Machines:
         plan = self._plan(host)
         ours, theirs = socket.socketpair()
         supervisor = os.getpid()
+        # Held open in a child, these would keep alive what waits for their end.
+        private = {key.fd for key in self.selector.get_map().values()} | {self.janitor.pipe, *self.private()}
         pid = os.fork()
         if pid == 0:
-            # Held open in a child, these would keep alive what waits for their end.
-            null = os.open(os.devnull, os.O_RDONLY)
-            for descriptor in [key.fd for key in self.selector.get_map().values() if key.fd != 0]:
-                os.close(descriptor)
-            os.dup2(null, 0)
-            for descriptor in (null, self.janitor.pipe, *self.private):
-                os.close(descriptor)
-            ours.close()
-            simulated_host.run(plan, theirs, supervisor)
+            try:
+                null = os.open(os.devnull, os.O_RDONLY)
+                os.dup2(null, 0)
+                for descriptor in {null, *private} - {0}:
+                    os.close(descriptor)
+                ours.close()
+                simulated_host.run(plan, theirs, supervisor)
+            finally:
+                os._exit(1)  # whatever happens: there is one supervisor
         theirs.close()
-        self.janitor.remember(pid)
-        host.state, host.pid, host.channel, host.error = "starting", pid, ours, ""
+        host.process = processes.read_process(pid)
+        assert host.process is not None  # a child that nobody has collected
+        self.janitor.remember(host.process)
+        host.state, host.channel, host.error = "starting", ours, ""
         host.started, host.deadline, host.node_id = time.monotonic(), None, ""
-        self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(host))
+        self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(host, ours))
 
-    def _hear(self, host: HostState) -> None:
-        assert host.channel is not None
-        data = host.channel.recv(65536)
-        if not data:
+    def _hear(self, host: HostState, channel: socket.socket) -> None:
+        if host.channel is not channel:  # it was killed a moment ago
+            return
+        try:
+            messages = [json.loads(line) for line in channel.recv(65536).splitlines()]
+        except (OSError, ValueError) as error:
+            host.error, messages = f"its words are not understood: {error}", []
+        if not messages:
             self._lost(host)
             return
-        for line in data.splitlines():
-            message = json.loads(line)
+        for message in messages:
             if "up" in message:
                 host.state, host.node_id, host.failed_starts = "up", message["up"], 0
                 self._tell_up(host, message)

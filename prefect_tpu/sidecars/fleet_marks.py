@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 
-from prefect_tpu.linux.processes import Process, all_processes, reap_children
+from prefect_tpu.linux.processes import Process, all_processes, signal_process
 from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
 
 KILL_TIMEOUT_SECONDS = 10.0
@@ -21,20 +20,25 @@ def fleet_mark(directory: str) -> str:
     return os.path.basename(directory) + "/"
 
 
-def find(marks: Collection[str], sessions: Iterable[int] = ()) -> list[Process]:
+def find(marks: Collection[str], leaders: Collection[Process] = ()) -> list[Process]:
     """Every living process of the marked hosts.
 
     A process belongs to a host if it was started with its mark in the environment, is in its session, or
     descends from one that does. The mark alone is not enough: Ray's processes overwrite theirs when they
-    set their title.
+    set their title. A number alone is none: a session is the host's if its leader is there and began when the
+    host did, or if a process with the mark is in it.
 
     Args:
         marks: values of the mark variable, or beginnings of them that end in "/".
-        sessions: sessions of the hosts' first processes.
+        leaders: of the hosts' sessions, as they were when they were started.
     """
-    table = {one.pid: one for one in all_processes() if one.alive and one.pid != os.getpid()}
-    wanted = set(sessions)
-    found = {pid for pid, one in table.items() if one.session in wanted or _marked(pid, marks)}
+    whole = {one.pid: one for one in all_processes()}
+    table = {pid: one for pid, one in whole.items() if one.alive and pid != os.getpid()}
+    marked = {pid for pid in table if _marked(pid, marks)}
+    proven = {table[pid].session for pid in marked}
+    # A zombie is proof, too: it keeps its number from being given to others.
+    wanted = {one.pid for one in leaders if one.pid in proven or _is_there(whole, one)}
+    found = {pid for pid, one in table.items() if one.session in wanted or pid in wanted} | marked
     grown = True
     while grown:
         sids = wanted | (found & {one.session for one in table.values()})
@@ -44,13 +48,12 @@ def find(marks: Collection[str], sessions: Iterable[int] = ()) -> list[Process]:
     return [table[pid] for pid in found]
 
 
-def kill(marks: Collection[str], sessions: Collection[int] = (), *, reap: bool = False) -> list[int]:
+def kill(marks: Collection[str], leaders: Collection[Process] = ()) -> list[int]:
     """SIGKILL every process of the marked hosts at once, until none is left.
 
     Args:
         marks: as for `find`.
-        sessions: as for `find`.
-        reap: collect this process's own dead children on the way.
+        leaders: as for `find`.
 
     Returns:
         Process ids that would not die in time.
@@ -59,18 +62,19 @@ def kill(marks: Collection[str], sessions: Collection[int] = (), *, reap: bool =
     quiet = 0
     left: list[Process] = []
     while time.monotonic() < deadline:
-        left = find(marks, sessions)
+        left = find(marks, leaders)
         for process in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        if reap:
-            reap_children()
+            signal_process(process, signal.SIGKILL)
         # Twice nothing, as a fork may have slipped between two lines of the process table.
         quiet = 0 if left else quiet + 1
         if quiet == 2:
             return []
         time.sleep(_SWEEP_SECONDS)
     return [process.pid for process in left]
+
+
+def _is_there(table: Mapping[int, Process], leader: Process) -> bool:
+    return leader.pid in table and table[leader.pid].start == leader.start
 
 
 def _marked(pid: int, marks: Collection[str]) -> bool:

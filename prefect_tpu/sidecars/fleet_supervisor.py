@@ -16,33 +16,21 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_tpu.cluster.start_node import import_ray
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.linux import processes
+from prefect_tpu.sidecars.fleet_clients import MAX_CLIENTS, Client
 from prefect_tpu.sidecars.fleet_janitor import Janitor
 from prefect_tpu.sidecars.fleet_machines import CommandRefusedError, HeadLostError, HostState, Machines
 
 TICK_SECONDS = 0.5
 SHORT_DIRECTORY = "/tmp"  # noqa: S108 - sockets' names end at 107 characters; mkdtemp makes it private
 DIRECTORY_PREFIX = "ptpu-"
-
-
-@dataclass(slots=True, eq=False)
-class Client:
-    """Somebody who sends commands and gets answers."""
-
-    reader: int
-    write: Callable[[bytes], None]
-    buffer: bytes = b""
-    is_owner: bool = False
-
-    def send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            self.write(json.dumps(message).encode() + b"\n")
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +65,7 @@ class Supervisor:
     answers: int
     state_file: str | None = None
     clients: list[Client] = field(default_factory=list)
+    _over: bool = False
     _waiters: list[Waiter] = field(default_factory=list)
     _listener: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX))
 
@@ -85,17 +74,17 @@ class Supervisor:
         selector = self.machines.selector
         self._listener.bind(self.control)
         self._listener.listen()
+        self._listener.setblocking(False)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        owner = Client(0, lambda data: _write_all(self.answers, data), is_owner=True)
-        self._add_client(owner)
-        self.machines.start_head()
-        first = [self.machines.head]
-        for _ in range(slices):
-            first += self.machines.add_slice()
-        ready = {"control": self.control, "directory": self.machines.directory, "pid": os.getpid()}
-        self._waiters.append(Waiter(owner, 0, first, lambda: ready | {"address": self.machines.address}))
+        owner = self._add_client(0, self.answers, is_owner=True)
         try:
-            while True:
+            self.machines.start_head()
+            first = [self.machines.head]
+            for _ in range(slices):
+                first += self.machines.add_slice()
+            ready = {"control": self.control, "directory": self.machines.directory, "pid": os.getpid()}
+            self._waiters.append(Waiter(owner, 0, first, lambda: ready | {"address": self.machines.address}))
+            while not self._over:
                 for key, _ in selector.select(TICK_SECONDS):
                     key.data()
                 self.machines.tick()
@@ -103,7 +92,7 @@ class Supervisor:
                 self._check_owner()
         except HeadLostError as error:
             for waiter in self._waiters:
-                waiter.client.send({"id": waiter.request_id, "ok": False, "error": str(error)})
+                waiter.client.answer({"id": waiter.request_id, "ok": False, "error": str(error)})
 
     def stop(self) -> None:
         """Kill every host and remove every trace."""
@@ -118,43 +107,54 @@ class Supervisor:
     def say(self, text: str) -> None:
         """News for everybody who listens, and for the log."""
         print(text, file=sys.stderr, flush=True)
-        for client in self.clients:
-            client.send({"progress": text})
+        for client in list(self.clients):
+            client.news({"progress": text})
 
     def _command(self, client: Client, request: dict[str, Any]) -> None:
-        number, do = request.get("id", 0), request.get("do")
-        value: Any = None
+        """Do it and answer; whatever goes wrong with one command ends neither the fleet nor another's."""
+        number = request["id"]
         try:
-            if do == "preempt":
-                value = self.machines.preempt(request["target"])
-            elif do == "drain":
-                value = self.machines.drain(request["target"], float(request["seconds"]))
-            elif do == "restore":
-                hosts = self.machines.restore(request["target"])
-                self._waiters.append(Waiter(client, number, hosts, lambda: None))
-                return
-            elif do == "add_slice":
-                added = self.machines.add_slice(request.get("name"))
-                self._waiters.append(Waiter(client, number, added, lambda: added[0].slice_name))
-                return
-            elif do == "remove_slice":
-                self.machines.remove_slice(request["target"])
-            elif do == "status":
-                value = self.machines.status()
-            elif do == "detach":
-                self.state_file, self.owner, client.is_owner = request["state_file"], (0, 0), False
-            elif do == "stop":
-                self.stop()
-                client.send({"id": number, "ok": True, "value": None})
-                raise Stop
-            else:
-                raise CommandRefusedError(f"unknown command {do!r}")
+            later = self._do(client, request)
         except CommandRefusedError as refused:
-            client.send({"id": number, "ok": False, "error": str(refused), "refused": True})
-        except (KeyError, TypeError, ValueError) as error:
-            client.send({"id": number, "ok": False, "error": f"bad request {request!r}: {error!r}"})
+            client.refuse(str(refused), number)
+        except HeadLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told and logged
+            traceback.print_exc()
+            says = f"{request['do']} failed inside the fleet's supervisor: {type(error).__name__}: {error}"
+            client.answer({"id": number, "ok": False, "error": says})
         else:
-            client.send({"id": number, "ok": True, "value": value})
+            if isinstance(later, Waiter):
+                self._waiters.append(later)
+            else:
+                client.answer({"id": number, "ok": True, "value": later})
+        if request["do"] == "stop":
+            raise Stop
+
+    def _do(self, client: Client, request: dict[str, Any]) -> Any:
+        """The answer's value, or who waits for it."""
+        number, target = request["id"], request.get("target")
+        match request["do"]:
+            case "preempt":
+                return self.machines.preempt(target)
+            case "drain":
+                return self.machines.drain(target, float(request["seconds"]))
+            case "restore":
+                return Waiter(client, number, self.machines.restore(target), lambda: None)
+            case "add_slice":
+                added = self.machines.add_slice(request.get("name"))
+                return Waiter(client, number, added, lambda: added[0].slice_name)
+            case "remove_slice":
+                return self.machines.remove_slice(target)
+            case "status":
+                return self.machines.status()
+            case "detach":
+                if not client.is_owner:
+                    raise CommandRefusedError("only who started the fleet can let it go")
+                self.state_file, self.owner, client.is_owner = request["state_file"], (0, 0), False
+            case "stop":
+                self.stop()
+        return None
 
     def _answer_waiters(self) -> None:
         for waiter in list(self._waiters):
@@ -164,35 +164,34 @@ class Supervisor:
             down = [host for host in waiter.hosts if host.state == "down"]
             if down:
                 text = "; ".join(f"{host.name}: {host.error or 'killed while it started'}" for host in down)
-                waiter.client.send({"id": waiter.request_id, "ok": False, "error": f"not up: {text}"})
+                waiter.client.answer({"id": waiter.request_id, "ok": False, "error": f"not up: {text}"})
             else:
-                waiter.client.send({"id": waiter.request_id, "ok": True, "value": waiter.value()})
+                waiter.client.answer({"id": waiter.request_id, "ok": True, "value": waiter.value()})
 
     def _accept(self) -> None:
-        reader = self._listener.accept()[0].detach()
-        self._add_client(Client(reader, lambda data: _write_all(reader, data)))
-
-    def _add_client(self, client: Client) -> None:
-        self.clients.append(client)
-        self.machines.selector.register(client.reader, selectors.EVENT_READ, lambda: self._read(client))
-
-    def _read(self, client: Client) -> None:
         try:
-            data = os.read(client.reader, 65536)
-        except OSError:
-            data = b""
-        if not data:
-            if client.is_owner:
-                raise Stop
-            self.machines.selector.unregister(client.reader)
-            os.close(client.reader)
-            self.clients.remove(client)
-            self._waiters = [waiter for waiter in self._waiters if waiter.client is not client]
+            descriptor = self._listener.accept()[0].detach()
+        except OSError as error:  # it has gone already, or there is no room for one more
+            print(f"a client could not be heard: {error}", file=sys.stderr, flush=True)
             return
-        *lines, client.buffer = (client.buffer + data).split(b"\n")
-        for line in lines:
-            if line.strip():
-                self._command(client, json.loads(line))
+        client = self._add_client(descriptor, descriptor)
+        if len(self.clients) > MAX_CLIENTS:
+            client.refuse(f"more than {MAX_CLIENTS} connections to this fleet at the same time")
+            client.close()
+
+    def _add_client(self, reader: int, writer: int, *, is_owner: bool = False) -> Client:
+        client = Client(reader, writer, self.machines.selector, self._command, self._gone, is_owner=is_owner)
+        self.clients.append(client)
+        return client
+
+    def _gone(self, client: Client) -> None:
+        self._over = self._over or client.is_owner
+        self.clients.remove(client)
+        self._waiters = [waiter for waiter in self._waiters if waiter.client is not client]
+
+    def private(self) -> Iterable[int]:
+        """What hosts must not keep open."""
+        return [self.answers, *(one for client in self.clients for one in (client.reader, client.writer))]
 
     def _check_owner(self) -> None:
         # The pipe's end is not enough: a process that the owner forked may hold it open.
@@ -203,11 +202,6 @@ class Supervisor:
 
 def _stop(*_: object) -> None:
     raise Stop
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def main() -> None:
@@ -232,7 +226,7 @@ def main() -> None:
         directory=directory,
         selector=selectors.DefaultSelector(),
         janitor=janitor,
-        private=(answers,),
+        private=lambda: supervisor.private(),
         say=lambda text: supervisor.say(text),
     )
     supervisor = Supervisor(
@@ -247,6 +241,8 @@ def main() -> None:
         pass
     finally:
         supervisor.stop()
+        for client in list(supervisor.clients):
+            client.finish()
 
 
 if __name__ == "__main__":

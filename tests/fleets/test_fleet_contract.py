@@ -19,6 +19,7 @@ from prefect_tpu.cluster.tpu import resolve_shape
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.fleets.local_fleet import LocalFleet
 from prefect_tpu.fleets.ray_fleet import RayFleet
+from tests.provision.conftest import access
 from tests.provision.queued_server import QueuedServer, queued_server
 
 SHAPE = resolve_shape("v4", "2x2x1")
@@ -67,7 +68,7 @@ def case(request: pytest.FixtureRequest, machines: LocalFleet, service: QueuedSe
     else:
         values: dict[str, Any] = {
             "project": "my-project", "zones": ZONES, "ray_address": machines.address, "endpoint": service.endpoint,
-            "poll_seconds": 0.1, "idle_release_seconds": 0,
+            "poll_seconds": 0.1, "idle_release_seconds": 0, **access(),
         }  # fmt: skip
         yield Case(
             lambda **changed: QueuedResourceFleet(**(values | changed)),
@@ -179,7 +180,7 @@ def test_its_errors_come_before_anything_is_reserved(case: Case) -> None:
 
 
 def queued(machines: LocalFleet, **changed: Any) -> QueuedResourceFleet:
-    values: dict[str, Any] = {"project": "my-project", "zones": ZONES, "ray_address": machines.address}
+    values: dict[str, Any] = {"project": "my-project", "zones": ZONES, "ray_address": machines.address, **access()}
     return QueuedResourceFleet(**(values | changed))
 
 
@@ -228,9 +229,11 @@ import sys
 sys.modules["google.cloud.tpu_v2"] = None
 from prefect_tpu import ConfigurationError, QueuedResourceFleet
 try:
-    QueuedResourceFleet("my-project", ("us-east5-b",), "127.0.0.1:1").connect()
+    QueuedResourceFleet(
+        "my-project", ("us-east5-b",), "127.0.0.1:1", host_package="prefect-tpu==0.1.0", unprotected_ray=True
+    ).connect()
 except ConfigurationError as error:
-    assert "pip install 'prefect-tpu[gcp]'" in str(error), error
+    assert "pip install 'google-cloud-tpu>=1.24,<2'" in str(error), error
 else:
     raise AssertionError("connected")
 """

@@ -429,6 +429,7 @@ DRIVER = textwrap.dedent(
     import json, os, subprocess, sys, time
     import ray
     from prefect_tpu.sidecars import fleet_marks
+    from prefect_tpu.linux.processes import read_process
     from prefect_tpu.fleets.local_fleet import LocalFleet
 
     @ray.remote(num_cpus=0)
@@ -442,8 +443,8 @@ DRIVER = textwrap.dedent(
     pids = ray.get(tenant.start.remote())
     status = fleet.status()
     mark = os.path.basename(status["directory"]) + "/"
-    sessions = [host["pid"] for one in status["slices"] for host in one["hosts"]]
-    pids += [one.pid for one in fleet_marks.find([mark], sessions)] + [status["pid"]]
+    leaders = [read_process(host["pid"]) for one in status["slices"] for host in one["hosts"]]
+    pids += [one.pid for one in fleet_marks.find([mark], leaders)] + [status["pid"]]
     print(json.dumps({"pids": pids, "directory": status["directory"], "supervisor": status["pid"]}), flush=True)
     how = sys.argv[1]
     if how == "exception":

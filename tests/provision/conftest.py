@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_tpu.cluster import gcs
 from prefect_tpu.provision.cloud_tpu import QueuedResources
 from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.keeper import Keeper
@@ -16,7 +17,14 @@ from prefect_tpu.provision.request import SliceRequest
 from tests.provision.queued_server import QueuedServer, queued_server
 
 EAST, WEST = "us-east5-b", "us-west4-a"
+SECRET, ACCOUNT = "projects/my-project/secrets/ray-token", "tpu-hosts@my-project.iam.gserviceaccount.com"
 SCRIPT = "#!/bin/bash\nexport TPU_NAME={{slice_name}}\nray start --address={{ray_address}} --block\n"
+
+
+def access() -> dict[str, Any]:
+    """What TPU VMs install, and how they come to Ray: as this process, which is connected, does."""
+    token = {"token_secret": SECRET, "service_account": ACCOUNT}
+    return {"host_package": "prefect-tpu==0.1.0"} | (token if gcs.asks_for_token() else {"unprotected_ray": True})
 
 
 def asked(**changed: Any) -> SliceRequest:

@@ -6,6 +6,7 @@ The service is the tests' own; what it makes ACTIVE boots as a host of a local f
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from prefect_tpu.provision.owner import Owner
 from tests.chaos.conftest import Story
 from tests.prefect_runs import artifact_rows, log_messages, task_runs
 from tests.processes import alive, assert_gone, descendants
-from tests.provision.conftest import EAST, SCRIPT, WEST
+from tests.provision.conftest import EAST, WEST, access
 from tests.provision.queued_server import QueuedServer, queued_server
 from tests.waiting import eventually
 
@@ -62,7 +63,7 @@ def server(machines: LocalFleet) -> Iterator[QueuedServer]:
 def fleet(machines: LocalFleet, server: QueuedServer) -> Iterator[QueuedResourceFleet]:
     """Spot slices in two zones."""
     made = QueuedResourceFleet(
-        "my-project", (EAST, WEST), machines.address, name="training", startup_script=SCRIPT, endpoint=server.endpoint,
+        "my-project", (EAST, WEST), machines.address, name="training", endpoint=server.endpoint, **access(),
         labels={"team": "vision"}, poll_seconds=0.2, idle_release_seconds=5, zone_pause_seconds=2, api_retry_seconds=5,
     )  # fmt: skip
     yield made
@@ -228,12 +229,12 @@ def test_what_waiting_does_not_mend(
 
 
 PROCESS = """
-import sys, time
+import json, sys, time
 from prefect_tpu import QueuedResourceFleet
 from prefect_tpu.cluster.tpu import resolve_shape
-address, endpoint, how = sys.argv[1:]
+address, endpoint, how, access = sys.argv[1:]
 fleet = QueuedResourceFleet(
-    "my-project", ("us-east5-b",), address, name="training", endpoint=endpoint, poll_seconds=0.1
+    "my-project", ("us-east5-b",), address, name="training", endpoint=endpoint, poll_seconds=0.1, **json.loads(access)
 )
 fleet.connect()
 demand = fleet.demand(resolve_shape("v4", "2x2x1"), 2, "run", print)
@@ -252,7 +253,7 @@ def test_how_a_process_ends(how: str, machines: LocalFleet, server: QueuedServer
     """What it has created goes with it, whatever the signal; if its janitor is gone, with the next that connects."""
     server.boot(works=False)
     process = subprocess.Popen(
-        [sys.executable, "-c", PROCESS, machines.address, server.endpoint, how],
+        [sys.executable, "-c", PROCESS, machines.address, server.endpoint, how, json.dumps(access())],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stdout is not None
