@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.topology import SliceShape
 
@@ -10,6 +13,27 @@ MEGASCALE_PORT_OVERRIDE = "COORD_PORT"
 
 COORDINATION_PREFIXES = ("MEGASCALE_",)
 """Variables that must never leak from one attempt, or from the host, into another."""
+
+
+FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Their values are flags: those of the host stay, and the user's come last, where they win."""
+
+_DEVICE_COUNTS = {
+    "XLA_FLAGS": re.compile(r"--xla_force_host_platform_device_count[= ]'?\"?(\d+)"),
+    "JAX_NUM_CPU_DEVICES": re.compile(r"^\s*(\d+)\s*$"),
+}
+
+
+def merge_flags(*values: str | None) -> str:
+    """Flags from everybody who has some, the later the stronger; what is said twice alike is said once."""
+    said = dict.fromkeys(one.strip() for one in values if one)
+    return " ".join(one for one in said if one)
+
+
+def device_counts(user_env: Mapping[str, str]) -> dict[str, int]:
+    """How many CPU devices the user's variables ask for, by the variable that does; the last word of each counts."""
+    found = {name: pattern.findall(user_env.get(name, "")) for name, pattern in _DEVICE_COUNTS.items()}
+    return {name: int(counts[-1]) for name, counts in found.items() if counts}
 
 
 def gang_environment(
