@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from prefect_tpu.core.environment import COORDINATION_PREFIXES, FLAG_VARIABLES, merge_flags
+from prefect_tpu.core.environment import COORDINATION_PREFIXES, FLAG_VARIABLES, HASH_SEED, merge_flags
 from prefect_tpu.linux.processes import environment_of
 
 FOREIGN_PREFIXES = ("RAY_", "PREFECT_", *COORDINATION_PREFIXES)
@@ -48,7 +48,7 @@ ON_HOSTS = {
 """Hosts have no API to log to, and none of them may start a server or a Ray of its own. Ray calls the hook before it
 starts or joins anything; with its own way for `uv run` it would not."""
 
-HASH_SEED, SEED_OF_HOSTS = "PYTHONHASHSEED", "0"
+SEED_OF_HOSTS = "0"
 """One seed for all hosts of a gang, or sets have another order on each. The same for every attempt and run, as hosts
 of another run may go on from its checkpoint."""
 

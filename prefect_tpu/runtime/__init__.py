@@ -45,13 +45,14 @@ def report(step: int | None = None, *, total_steps: int | None = None, **metrics
     reporter = here().reporter
     if len(metrics) > MAX_METRICS:
         raise ConfigurationError(
-            f"runtime.report got {len(metrics):,} metrics, and takes {MAX_METRICS:,} at most: report sums or means, and "
-            "write the rest where you keep your data"
+            f"runtime.report got {len(metrics):,} metrics, and takes {MAX_METRICS:,} at most: report sums or means, "
+            "and write the rest where you keep your data"
         )
     for name, value in metrics.items():
         if len(name) > MAX_METRIC_NAME_CHARS:
             raise ConfigurationError(
-                f"the name of a metric has {len(name):,} characters, and may have {MAX_METRIC_NAME_CHARS}: {name[:40]!r}..."
+                f"the name of a metric has {len(name):,} characters, and may have {MAX_METRIC_NAME_CHARS}: "
+                f"{name[:40]!r}..."
             )
         if not hasattr(value, "__float__"):
             raise ConfigurationError(f"metric {name!r} must be a number, got {type(value).__name__}")

@@ -45,8 +45,8 @@ class DeviceWatch:
             return
         logging.getLogger("prefect_tpu").warning(
             "JAX has %d devices (%s) on this host, and its topology promises %d chips: the function runs with what "
-            "there is. Look at XLA_FLAGS, JAX_NUM_CPU_DEVICES, JAX_PLATFORMS and TPU_VISIBLE_CHIPS in `env`, at what the "
-            "function sets itself, and at the host's libtpu.",
+            "there is. Look at XLA_FLAGS, JAX_NUM_CPU_DEVICES, JAX_PLATFORMS and TPU_VISIBLE_CHIPS in `env`, at what "
+            "the function sets itself, and at the host's libtpu.",
             count,
             platform,
             self._chips,
