@@ -58,9 +58,10 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
         env: variables of the host processes. They are there before anything is imported.
         runtime_env: Ray's, for the host processes: pip, uv, conda, py_modules, working_dir, excludes, env_vars, config.
             Ray sets it up on each host once, before anything of ours starts there; nothing by default.
-        preload: modules imported ahead on every host, once, so that attempts start without that cost.
-        jax_distributed: "auto" calls `jax.distributed.initialize` when there is more than one host process
-            and jax is in `preload`; True always; False never.
+        preload: modules imported ahead on every host, once, so that attempts start without that cost. It says nothing
+            else; jax is imported ahead too where `jax_distributed` is on.
+        jax_distributed: "auto" calls `jax.distributed.initialize` when there is more than one host process; True
+            always; False never: then each host is alone to JAX, as `runtime.current().jax_distributed` tells.
         resumable: False: one attempt only, no retry for any cause.
         max_preemptions: attempts that may be lost to preemption; None is unlimited.
         max_infrastructure_failures: attempts that may be lost to hosts that vanish.

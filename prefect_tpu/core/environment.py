@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.topology import SliceShape
 
@@ -10,6 +13,48 @@ MEGASCALE_PORT_OVERRIDE = "COORD_PORT"
 
 COORDINATION_PREFIXES = ("MEGASCALE_",)
 """Variables that must never leak from one attempt, or from the host, into another."""
+
+
+FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Their values are flags: those of the host stay, and the user's come last, where they win."""
+
+HASH_SEED = "PYTHONHASHSEED"
+MAX_HASH_SEED = 2**32 - 1
+"""With another one Python does not start."""
+
+_DEVICE_COUNTS = {
+    "XLA_FLAGS": re.compile(r"--xla_force_host_platform_device_count[= ]'?\"?(\d+)"),
+    "JAX_NUM_CPU_DEVICES": re.compile(r"^\s*(\d+)\s*$"),
+}
+
+
+def check_values(user_env: Mapping[str, str]) -> None:
+    """Look at the values of variables with which no host process could start as it was meant.
+
+    Raises:
+        ValueError: one of them cannot be; with what is allowed.
+    """
+    for name in FLAG_VARIABLES:
+        text = user_env.get(name, "").strip()
+        if text and not text.startswith("-"):
+            raise ValueError(
+                f"{name}={text[:50]!r} is no list of flags such as '--a=1 --b=2'"
+            )
+    seed = user_env.get(HASH_SEED, "random")
+    if seed != "random" and not (seed.isascii() and seed.isdigit() and int(seed) <= MAX_HASH_SEED):
+        raise ValueError(f"{HASH_SEED}={seed[:50]!r} must be 'random' or a whole number from 0 to {MAX_HASH_SEED}")
+
+
+def merge_flags(*values: str | None) -> str:
+    """Flags from everybody who has some, the later the stronger; what is said twice alike is said once."""
+    said = dict.fromkeys(one.strip() for one in values if one)
+    return " ".join(one for one in said if one)
+
+
+def device_counts(user_env: Mapping[str, str]) -> dict[str, int]:
+    """How many CPU devices the user's variables ask for, by the variable that does; the last word of each counts."""
+    found = {name: pattern.findall(user_env.get(name, "")) for name, pattern in _DEVICE_COUNTS.items()}
+    return {name: int(counts[-1]) for name, counts in found.items() if counts}
 
 
 def gang_environment(

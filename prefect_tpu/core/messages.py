@@ -26,6 +26,7 @@ class GangContext:
     slice_name: str
     checkpoint_dir: str | None = None
     can_grow: bool = False
+    jax_distributed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class LaunchRequest:
         preload: modules that the zygote imports ahead.
         jax: how to initialize JAX's distributed runtime, or None for not at all.
         devices: looked at before the fork; None for not at all.
+        chips: of the host; JAX is expected to have a device for each, and it is told if it has not. 0: not known.
         log_level: lowest level of `logging` records that travel to the driver.
         log_lines_per_second, log_burst_lines: how many lines and records travel; the others are counted.
     """
@@ -76,6 +78,7 @@ class LaunchRequest:
     preload: tuple[str, ...]
     jax: JaxInit | None
     devices: DeviceCheck | None = None
+    chips: int = 0
     log_level: int = 20
     log_lines_per_second: float = float("inf")
     log_burst_lines: float = float("inf")

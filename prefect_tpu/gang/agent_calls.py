@@ -72,6 +72,7 @@ def request(
             run_id=run_id,
             slice_name=member.slice_name,
             checkpoint_dir=plan.checkpoint_dir,
+            jax_distributed=plan.initializes_jax(gang.num_processes),
             can_grow=gang.num_slices < plan.most_slices,
         ),
         gang_env=gang_environment(gang, member, shape, megascale_port=megascale_port, user_env=plan.options.env),
@@ -86,6 +87,7 @@ def request(
         if plan.initializes_jax(gang.num_processes)
         else None,
         devices=plan.devices,
+        chips=member.host.chips,
         log_level=plan.log_level,
         log_lines_per_second=plan.tuning.host_log_lines_per_second,
         log_burst_lines=plan.log_burst_lines,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from prefect_tpu.cluster import runtime_env, tpu
 from prefect_tpu.core.gang import sizes_of
@@ -22,7 +21,6 @@ class GangPlan:
         fleet: where the slices come from.
         options: with nothing left open.
         tuning: the site's waits and limits.
-        jax_distributed: as the runner was given it.
         process0_only: only process 0's result is wanted.
         timeout_seconds: the task's own, from the launch.
         checkpoint_dir: the same for every attempt.
@@ -34,7 +32,6 @@ class GangPlan:
     fleet: Fleet
     options: GangOptions
     tuning: Tuning
-    jax_distributed: Literal["auto"] | bool
     process0_only: bool
     timeout_seconds: float | None
     checkpoint_dir: str | None
@@ -49,8 +46,10 @@ class GangPlan:
 
     @property
     def preload(self) -> tuple[str, ...]:
-        """As agents take it."""
-        return tuple(self.options.preload)
+        """As agents take it: the same for every size that the gang may have. JAX is in it if it may be started."""
+        named = tuple(self.options.preload)
+        most = sizes_of(self.options.num_slices)[-1] * self.resolve().hosts
+        return named if "jax" in named or not self.initializes_jax(most) else ("jax", *named)
 
     @property
     def agent_start_timeout_seconds(self) -> float:
@@ -70,9 +69,8 @@ class GangPlan:
 
     def initializes_jax(self, num_processes: int) -> bool:
         """Whether hosts call `jax.distributed.initialize` in a gang of so many."""
-        if self.jax_distributed == "auto":
-            return num_processes > 1 and "jax" in self.options.preload
-        return self.jax_distributed
+        wanted = self.options.jax_distributed
+        return num_processes > 1 if wanted == "auto" else wanted
 
     def resolve(self) -> SliceShape:
         """The slices' shape; raises TopologyError for what does not exist."""

@@ -51,6 +51,8 @@ class HostAttempt:
         self.result_file = -1
         self._forked_said = False
         self._pipes: dict[int, tuple[str, LineSplitter]] = {}
+        self._untold: dict[str, dict[str, object]] = {}
+        self._telling = threading.Lock()
         self._last_stderr: deque[str] = deque(maxlen=KEPT_STDERR_LINES)
 
     def open(self) -> tuple[socket.socket, list[int]]:
@@ -78,15 +80,12 @@ class HostAttempt:
     def _take_event(self) -> bool | None:
         assert self.control is not None
         try:
-            data = self.control.recv(channel.MAX_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+            received = channel.receive(self.control, flags=socket.MSG_DONTWAIT)
+            if received is None:
+                return False
+            self._take(channel.read_event(received[0]))
         except BlockingIOError:
             return None
-        except ConnectionError:
-            return False
-        if not data:
-            return False
-        try:
-            self._take(channel.receive_event(data, self.result_file))
         except Exception:  # a broken child must not stop the thread that serves all of them
             log.exception("attempt %s: its process %s sent something unreadable", self.id, self.pid)
         return True
@@ -128,10 +127,22 @@ class HostAttempt:
         else:
             self.events.add(LogLine("stdout", text))
 
-    def command(self, **command: object) -> None:
-        """Tell the child something, if it is there."""
-        if self.control is not None and not self.over.is_set():
-            channel.send_command(self.control, **command)
+    def command(self, do: str, **details: object) -> bool:
+        """Tell the child something, if it is there; False if it does not read. Then `tell` tells the newest of each."""
+        with self._telling:
+            self._untold.pop(do, None)
+            self._untold[do] = details
+        return self.tell()
+
+    def tell(self) -> bool:
+        """Tell the child what it has not heard yet; False if it does not read: try again."""
+        with self._telling:
+            while self._untold and self.control is not None and not self.over.is_set():
+                do, details = next(iter(self._untold.items()))
+                if not channel.offer_command(self.control, do=do, **details):
+                    return False
+                del self._untold[do]
+            return True
 
     def end(self, exit_code: int | None, signal: int | None) -> None:
         """The child and its session are dead: take what is left in pipes and channel, then say so."""

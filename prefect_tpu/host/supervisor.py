@@ -31,6 +31,8 @@ FORK_TIMEOUT_SECONDS = 60.0
 CLOSE_TIMEOUT_SECONDS = 5.0
 CLOSE_LOOK_SECONDS = 0.01
 KILL_REPEAT_SECONDS = 1.0
+TELL_AGAIN_SECONDS = 0.5
+"""Until a child that does not read its commands (a stopped one) is tried again."""
 MAX_FORGOTTEN_ATTEMPTS = 1_000
 
 
@@ -47,7 +49,7 @@ class HostSupervisor:
         self._all_dead = threading.Condition(self._lock)
         self._living: set[Zygote] = set()
         self._closed = False
-        self._reactor = Reactor("prefect-tpu-host", self._kill_what_is_due)
+        self._reactor = Reactor("prefect-tpu-host", self._do_what_is_due)
 
     # -- before an attempt
 
@@ -105,7 +107,7 @@ class HostSupervisor:
         """The result is taken: let the process shut JAX down and exit, for at most `EXIT_GRACE_SECONDS`."""
         attempt = self._get(attempt_id)
         if attempt is not None:
-            attempt.command(do="finish")
+            self._command(attempt, "finish")
             self._kill_after(attempt, EXIT_GRACE_SECONDS)
 
     def tell(self, notice: Notice) -> None:
@@ -131,15 +133,15 @@ class HostSupervisor:
         """
         attempt = self._get(attempt_id)
         if attempt is not None:
-            attempt.command(
-                do="drain", draining=draining, deadline_unix_seconds=deadline_unix_seconds, tell_jax=tell_jax
+            self._command(
+                attempt, "drain", draining=draining, deadline_unix_seconds=deadline_unix_seconds, tell_jax=tell_jax
             )
 
     def offer(self, attempt_id: str, there: bool) -> None:
         """Tell the function that more slices are free, or not any more."""
         attempt = self._get(attempt_id)
         if attempt is not None:
-            attempt.command(do="offer", there=there)
+            self._command(attempt, "offer", there=there)
 
     def stacks(self, attempt_id: str) -> str:
         """What the attempt's process is doing, for people to read."""
@@ -165,7 +167,7 @@ class HostSupervisor:
                 attempt.end(None, signal.SIGKILL)
                 return
         if first and grace_seconds > 0:
-            attempt.command(do="cancel")
+            self._command(attempt, "cancel")
             if attempt.signal is not None and attempt.pid:
                 attempt.signal(attempt.pid, signal.SIGTERM)
         self._kill_after(attempt, grace_seconds)
@@ -351,15 +353,21 @@ class HostSupervisor:
                 zygote.attempts.pop(attempt.id, None)
             self._end_surplus()
 
+    def _command(self, attempt: HostAttempt, do: str, **details: object) -> None:
+        if not attempt.command(do, **details):
+            self._reactor.wake()  # which tries again
+
     def _kill_after(self, attempt: HostAttempt, seconds: float) -> None:
         attempt.kill_before(time.monotonic() + seconds)
         self._reactor.wake()
 
-    def _kill_what_is_due(self) -> float | None:
+    def _do_what_is_due(self) -> float | None:
         with self._lock:
             attempts = [one for zygote in self._living for one in zygote.attempts.values()]
         now, waits = time.monotonic(), []
         for attempt in attempts:
+            if not attempt.tell():
+                waits.append(TELL_AGAIN_SECONDS)
             if attempt.kill_at is None or not attempt.pid or attempt.kill is None:
                 continue
             if attempt.kill_at <= now:

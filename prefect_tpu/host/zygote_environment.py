@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from prefect_tpu.core.environment import COORDINATION_PREFIXES
+from prefect_tpu.core.environment import COORDINATION_PREFIXES, FLAG_VARIABLES, HASH_SEED, merge_flags
 from prefect_tpu.linux.processes import environment_of
 
 FOREIGN_PREFIXES = ("RAY_", "PREFECT_", *COORDINATION_PREFIXES)
@@ -39,8 +39,18 @@ SET_BY_RAY = frozenset(
 )
 """Ray sets them for a worker process that has reserved nothing; the host's own value is its raylet's."""
 
-ON_HOSTS = {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
-"""Hosts have no API to log to, and none of them may start a server of its own."""
+ON_HOSTS = {
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    "RAY_RUNTIME_ENV_HOOK": "prefect_tpu.host.process.no_ray.refuse",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+"""Hosts have no API to log to, and none of them may start a server or a Ray of its own. Ray calls the hook before it
+starts or joins anything; with its own way for `uv run` it would not."""
+
+SEED_OF_HOSTS = "0"
+"""One seed for all hosts of a gang, or sets have another order on each. The same for every attempt and run, as hosts
+of another run may go on from its checkpoint."""
 
 
 def zygote_environment(
@@ -51,15 +61,20 @@ def zygote_environment(
     Args:
         own: the agent's.
         parent: that of the process that started the agent (the raylet), None if it cannot be read.
-        user_env: the user's variables; they win.
+        user_env: the user's variables; they win. Their flags are put behind the host's.
     """
+    of_host = parent or {}
     env = {
         name: value
         for name, value in own.items()
         if not name.startswith(FOREIGN_PREFIXES) and name not in STALE_VARIABLES and name not in SET_BY_RAY
     }
-    env |= {name: value for name, value in (parent or {}).items() if name in SET_BY_RAY and value}
-    return env | ON_HOSTS | dict(user_env)
+    env |= {name: value for name, value in of_host.items() if name in SET_BY_RAY and value}
+    if parent is None or own.get(HASH_SEED) == parent.get(HASH_SEED):  # else it comes from a runtime_env
+        env[HASH_SEED] = SEED_OF_HOSTS
+    env |= ON_HOSTS | dict(user_env)
+    flags = {name: merge_flags(of_host.get(name), own.get(name), user_env.get(name)) for name in FLAG_VARIABLES}
+    return env | {name: value for name, value in flags.items() if value}
 
 
 def parent_environment() -> dict[str, str] | None:
@@ -68,7 +83,11 @@ def parent_environment() -> dict[str, str] | None:
     return dict(entry.split("=", 1) for entry in entries) if entries else None
 
 
-def zygote_path() -> list[str]:
-    """`sys.path` for a zygote: what this process has, without the current directory and Ray's own copies."""
+def zygote_path(user_env: Mapping[str, str]) -> list[str]:
+    """`sys.path` for a zygote: the user's PYTHONPATH, then what this process has.
+
+    Without the current directory and Ray's own copies of packages.
+    """
     inside_ray = os.sep.join(("", "site-packages", "ray", ""))
-    return [entry for entry in sys.path if entry and inside_ray not in f"{entry}{os.sep}"]
+    entries = [*user_env.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    return [entry for entry in entries if entry and inside_ray not in f"{entry}{os.sep}"]

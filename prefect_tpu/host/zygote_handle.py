@@ -63,7 +63,7 @@ class Zygote:
                 starter = subprocess.Popen(
                     [
                         *(sys.executable, "-P", "-c", _BOOTSTRAP),
-                        *("prefect-tpu-zygote", str(theirs.fileno()), json.dumps(zygote_path())),
+                        *("prefect-tpu-zygote", str(theirs.fileno()), json.dumps(zygote_path(dict(user_env)))),
                     ],
                     env=env,
                     stdin=subprocess.DEVNULL,
@@ -124,17 +124,20 @@ class Zygote:
     def fork(self, attempt: str, descriptors: Sequence[int]) -> None:
         """Ask for a child; the answer is "forked" or "not forked"."""
         try:
-            socket.send_fds(self.control, [json.dumps({"do": "fork", "attempt": attempt}).encode()], list(descriptors))
+            order = json.dumps({"do": "fork", "attempt": attempt}).encode()
+            channel.send(self.control, order, tuple(descriptors), socket.MSG_DONTWAIT)
+        except BlockingIOError as error:
+            raise HostProcessError(f"zygote on host {socket.gethostname()} takes no orders: is it stopped?") from error
         except OSError as error:
             raise HostProcessError(f"zygote on host {socket.gethostname()} is gone: {error}") from error
 
     def signal(self, pid: int, number: int) -> None:
         """Send a signal to a child of it, if that is alive."""
-        channel.send_command(self.control, do="signal", pid=pid, signal=int(number))
+        channel.offer_command(self.control, do="signal", pid=pid, signal=int(number))
 
     def kill(self, pid: int) -> None:
         """SIGKILL a child and everything that it has started."""
-        channel.send_command(self.control, do="kill", pid=pid)
+        channel.offer_command(self.control, do="kill", pid=pid)
 
     def end(self) -> None:
         """Let it kill what it has forked, and exit."""

@@ -12,6 +12,7 @@ from prefect_tpu.options.types import (
     CountFrom1,
     Directory,
     Flag,
+    JaxDistributed,
     Modules,
     RuntimeEnv,
     Seconds,
@@ -84,8 +85,14 @@ class GangOptions(BaseModel):
     )
     preload: Modules = option(
         ["jax", "numpy", "cloudpickle"],
-        description="Modules imported ahead on every host, as JSON list.",
+        description="Modules imported ahead on every host, as JSON list; jax too, where jax_distributed is on.",
         form="Modules imported ahead on every host; empty: jax, numpy and cloudpickle.",
+    )
+    jax_distributed: JaxDistributed = option(
+        "auto",
+        title="JAX distributed",
+        description='Whether hosts call jax.distributed.initialize; "auto": where there is more than one.',
+        form="Whether hosts call jax.distributed.initialize; empty: where there is more than one.",
     )
     checkpoint_root: Directory | None = option(
         None,

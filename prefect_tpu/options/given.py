@@ -14,6 +14,7 @@ from prefect_tpu.options.types import (
     CountFrom1,
     Directory,
     Flag,
+    JaxDistributed,
     Modules,
     RuntimeEnv,
     Seconds,
@@ -37,6 +38,7 @@ class GivenOptions(TypedDict, total=False):
     env: Mapping[str, str] | None
     runtime_env: Mapping[str, Any] | None
     preload: Sequence[str] | None
+    jax_distributed: JaxDistributed | None
     checkpoint_root: str | Path | None
     resumable: Flag | None
     max_preemptions: Count | None
@@ -88,6 +90,11 @@ class PoolOptions(BaseModel):
     )
     preload: Modules | None = Field(
         default=None, description="Modules imported ahead on every host; empty: jax, numpy and cloudpickle."
+    )
+    jax_distributed: JaxDistributed | None = Field(
+        default=None,
+        title="JAX distributed",
+        description="Whether hosts call jax.distributed.initialize; empty: where there is more than one.",
     )
     checkpoint_root: Directory | None = Field(
         default=None, title="Checkpoint root", description="Directory or fsspec URL that every host sees."

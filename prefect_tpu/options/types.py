@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from prefect_tpu.cluster import runtime_env
+from prefect_tpu.core.environment import check_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def _have_names(given: dict[str, str]) -> dict[str, str]:
     wrong = [name for name in given if not name or "=" in name or "\0" in name]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no name of a variable: at least one character, no '='")
+    check_values(given)
     return given
 
 
@@ -106,6 +108,7 @@ Sizes = Annotated[
     Takes("int | Sequence[int]"),
 ]
 """A number of slices, or the numbers that are acceptable."""
+JaxDistributed = Annotated[bool | Literal["auto"], must('"auto", True or False')]
 Modules = Annotated[
     list[str],
     BeforeValidator(_listed),

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.runtime.mesh import mesh
 from prefect_tpu.runtime.process import Cancelled, Context, Left, Resizing, call_on_drain, current, here
+from prefect_tpu.runtime.reporter import MAX_METRIC_NAME_CHARS, MAX_METRICS
 
 __all__ = ["Cancelled", "Context", "Left", "Resizing", "current", "leave", "mesh", "on_drain", "report", "resize_point"]
 
@@ -34,14 +35,25 @@ def report(step: int | None = None, *, total_steps: int | None = None, **metrics
     Args:
         step: how many steps are done.
         total_steps: how many there will be; the progress that Prefect shows needs it.
-        metrics: named numbers (or scalars of numpy or JAX).
+        metrics: named numbers (or scalars of numpy or JAX), 1,000 at most, with names of up to 200 characters.
 
     Raises:
         NotInGangError: outside a gang.
-        ConfigurationError: a metric is not a number.
+        ConfigurationError: a metric is not a number, there are too many, or a name is too long. It is an exception of
+            the function's own, as every one that is raised in it.
     """
     reporter = here().reporter
+    if len(metrics) > MAX_METRICS:
+        raise ConfigurationError(
+            f"runtime.report got {len(metrics):,} metrics, and takes {MAX_METRICS:,} at most: report sums or means, "
+            "and write the rest where you keep your data"
+        )
     for name, value in metrics.items():
+        if len(name) > MAX_METRIC_NAME_CHARS:
+            raise ConfigurationError(
+                f"the name of a metric has {len(name):,} characters, and may have {MAX_METRIC_NAME_CHARS}: "
+                f"{name[:40]!r}..."
+            )
         if not hasattr(value, "__float__"):
             raise ConfigurationError(f"metric {name!r} must be a number, got {type(value).__name__}")
     reporter.report(step, metrics, total_steps)
@@ -100,7 +112,7 @@ def resize_point(save: Callable[[], object] | None = None) -> None:
         if not jax.distributed.is_initialized():
             raise ConfigurationError(
                 "runtime.resize_point() needs JAX's distributed runtime, by which the hosts agree: leave "
-                'jax_distributed="auto" and have "jax" in preload, or give num_slices as one number'
+                'jax_distributed="auto", or give num_slices as one number'
             )
         import numpy
         from jax.experimental import multihost_utils

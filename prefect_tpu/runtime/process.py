@@ -61,6 +61,8 @@ class Context(GangContext):
         run_id: the same for all attempts and hosts of one task run.
         slice_name: name of the slice in its fleet.
         checkpoint_dir: the same for all attempts and hosts of one task run; None if none is set.
+        jax_distributed: JAX's distributed runtime is up, and JAX sees the devices of all hosts. False in a gang of
+            several hosts (`jax_distributed=False`): to JAX each of them is alone, with the same `checkpoint_dir`.
         can_grow: the task may have more slices than this attempt has; `resize_point` asks whether they are there.
     """
 

@@ -11,6 +11,10 @@ from typing import Any
 REPORT_INTERVAL_SECONDS = 0.5
 """`report` sends at most this often; the newest values are never lost, they go with the next sending."""
 
+MAX_METRICS = 1_000
+"""In one report."""
+MAX_METRIC_NAME_CHARS = 200
+
 Send = Callable[[int | None, dict[str, float], int | None, int | None], None]
 """Step, metrics, total steps, first step of this process."""
 

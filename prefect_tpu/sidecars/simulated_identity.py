@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect_tpu.cluster import tpu_names
+from prefect_tpu.core.environment import merge_flags
 from prefect_tpu.core.topology import SliceShape
 
 MARK_VARIABLE = "PREFECT_TPU_FLEET_HOST"
@@ -24,7 +25,8 @@ def simulated_host_environment(shape: SliceShape, xla_flags: str = "") -> dict[s
     flags = f"--xla_force_host_platform_device_count={shape.chips_per_host} --xla_cpu_multi_thread_eigen=false"
     return {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{xla_flags} {flags}".strip(),
+        "XLA_FLAGS": merge_flags(xla_flags, flags),
+        "JAX_NUM_CPU_DEVICES": str(shape.chips_per_host),  # whatever becomes of the flags
         # XLA sizes its thread pool by this. A device that waits in a collective keeps a thread: with no more
         # threads than devices, and work of one device split over the pool, all can wait for each other.
         "NPROC": str(XLA_THREADS_PER_CHIP * shape.chips_per_host),

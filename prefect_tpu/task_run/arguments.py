@@ -22,7 +22,6 @@ class RunnerOptions(GivenOptions, total=False):
     """Arguments of TpuMultisliceRunner that do not change the type of its results."""
 
     pool: Fleet | TpuSlicePool | str | None
-    jax_distributed: Literal["auto"] | bool
     max_workers: int | None
 
 
@@ -37,7 +36,6 @@ class Given:
     flatten: bool
     returns: Literal["all", "process0"]
     pool: Fleet | TpuSlicePool | str | None
-    jax_distributed: Literal["auto"] | bool
     max_workers: int | None
     options: dict[str, Any]
 
@@ -55,15 +53,12 @@ class Given:
             raise TypeError(f"TpuMultisliceRunner() has no argument {unknown[0]!r}; it has {known}")
         rest = dict(options)
         pool = rest.pop("pool", None)
-        jax_distributed = rest.pop("jax_distributed", "auto")
         max_workers = rest.pop("max_workers", None)
         _check_pool(pool)
         if not isinstance(flatten, bool):
             raise refused("flatten", flatten, "must be True or False")
         if returns not in ("all", "process0"):
             raise refused("returns", returns, 'must be "all" or "process0"')
-        if jax_distributed not in ("auto", True, False):
-            raise refused("jax_distributed", jax_distributed, 'must be "auto", True or False')
         whole = isinstance(max_workers, int) and not isinstance(max_workers, bool)
         if max_workers is not None and not (whole and max_workers >= 1):
             raise refused("max_workers", max_workers, "must be a whole number of at least 1")
@@ -71,7 +66,7 @@ class Given:
         if "num_slices" in kept:
             sizes = sizes_of(kept["num_slices"])
             kept["num_slices"] = sizes[0] if len(sizes) == 1 else list(sizes)
-        return cls(flatten, returns, pool, jax_distributed, max_workers, kept)
+        return cls(flatten, returns, pool, max_workers, kept)
 
     def arguments(self) -> dict[str, Any]:
         """With these the runner is made again: those that say something."""
@@ -80,7 +75,6 @@ class Given:
             "max_workers": self.max_workers,
             "flatten": None if self.flatten else False,
             "returns": None if self.returns == "all" else self.returns,
-            "jax_distributed": None if self.jax_distributed == "auto" else self.jax_distributed,
         }
         return {name: value for name, value in own.items() if value is not None} | self.options
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.settings import get_current_settings
 
+from prefect_tpu.core.environment import device_counts
+from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.retry import Limits
 from prefect_tpu.fleets.fleet import Fleet
@@ -134,11 +136,10 @@ class Resolved:
             fleet = fleet.for_flow_run(flow_run_id)
         spares = int(simulated) if options.warm_spares is None else options.warm_spares
         root = options.checkpoint_root or get_current_settings().home / "tpu" / "checkpoints"
-        return GangPlan(
+        plan = GangPlan(
             fleet=fleet,
             options=options.model_copy(update={"preemptible": preemptible, "warm_spares": spares}),
             tuning=tuning,
-            jax_distributed=self._given.jax_distributed,
             process0_only=self._given.returns == "process0",
             timeout_seconds=timeout_seconds,
             checkpoint_dir=f"{str(root).rstrip('/')}/{checkpoint_name}",
@@ -146,3 +147,18 @@ class Resolved:
             log_level=say.getEffectiveLevel(),
             host_resources=host_resources(),
         )
+        if simulated:
+            _check_device_counts(plan)
+        return plan
+
+
+def _check_device_counts(plan: GangPlan) -> None:
+    """A simulated host has as many devices as its topology says, so `env` cannot say another number."""
+    shape = plan.resolve()
+    for name, count in device_counts(plan.options.env).items():
+        if count != shape.chips_per_host:
+            raise ConfigurationError(
+                f"env: {name} asks for {count} CPU devices, and a simulated host of {shape.accelerator_type} "
+                f"{shape.topology} has {shape.chips_per_host} chips, a device each: take it out, or choose another "
+                "topology or chips_per_host"
+            )

@@ -10,6 +10,7 @@ of `ALIGNMENT_BYTES`, so that arrays can be used in place.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import struct
@@ -22,7 +23,27 @@ _WRITE_CHUNK_BYTES = 1 << 30
 
 def create(name: str) -> int:
     """A new, empty anonymous file; the caller closes the descriptor."""
-    return os.memfd_create(name, os.MFD_CLOEXEC)
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def fill(descriptor: int, data: Any) -> None:
+    """Write bytes as they are into a new file."""
+    _put(descriptor, memoryview(data).cast("B"), 0)
+
+
+def whole(descriptor: int) -> bytes:
+    """A copy of all bytes. Not a mapping: should the file be cut meanwhile, that is a shorter copy, and no SIGBUS."""
+    size, parts, offset = os.fstat(descriptor).st_size, [], 0
+    while offset < size and (part := os.pread(descriptor, size - offset, offset)):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def seal(descriptor: int) -> None:
+    """From now on nobody changes the file, whoever has it: it can be mapped without fear."""
+    kinds = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, kinds)
 
 
 def write(descriptor: int, buffers: Sequence[Any]) -> int:

@@ -27,13 +27,58 @@ def test_environment_is_the_hosts_own_not_rays() -> None:
         "HOME": "/root",
     }
     expected = {"TPU_NAME": "mine", "HOME": "/root"}
-    extra = {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+    extra = {
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "RAY_RUNTIME_ENV_HOOK": "prefect_tpu.host.process.no_ray.refuse",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "PYTHONHASHSEED": "0",
+    }
     assert zygote_environment(own, None, {}) == expected | extra
     assert zygote_environment(own, {"OMP_NUM_THREADS": "8", "OTHER": "x"}, {}) == expected | extra | {
         "OMP_NUM_THREADS": "8"
     }
     assert zygote_environment(own, {"OMP_NUM_THREADS": "8"}, {"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
     assert zygote_environment(own, None, {"MEGASCALE_SLICE_ID": "7"})["MEGASCALE_SLICE_ID"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("host", "agent", "user", "merged"),
+    [
+        ("--a=1", "--a=1", None, "--a=1"),
+        ("--a=1", "--a=1", "--b=2", "--a=1 --b=2"),
+        ("--a=1", "--b=2", "--a=3", "--a=1 --b=2 --a=3"),  # the second by a runtime_env
+        ("--a=1", "--a=1", " --a=1 ", "--a=1"),
+        (None, None, "--b=2", "--b=2"),
+        (None, "--a=1", "", "--a=1"),
+        (None, None, None, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["XLA_FLAGS", "LIBTPU_INIT_ARGS"])
+def test_flags_are_merged_the_users_last(
+    name: str, host: str | None, agent: str | None, user: str | None, merged: str | None
+) -> None:
+    """What the host has by itself, what a runtime_env adds, what the user says."""
+    parent, own, env = ({} if one is None else {name: one} for one in (host, agent, user))
+    assert zygote_environment(own, parent, env).get(name) == merged
+
+
+@pytest.mark.parametrize(
+    ("host", "agent", "user", "seed"),
+    [
+        (None, None, None, "0"),
+        ("5", "5", None, "0"),
+        ("5", "7", None, "7"),
+        ("5", "5", "9", "9"),
+        (None, "7", "9", "9"),
+    ],
+)
+def test_the_seed_of_hashes_is_not_the_hosts_own(
+    host: str | None, agent: str | None, user: str | None, seed: str
+) -> None:
+    """Which may be another on each; a runtime_env's is the user's, too."""
+    parent, own, env = ({} if one is None else {"PYTHONHASHSEED": one} for one in (host, agent, user))
+    assert zygote_environment(own, parent, env)["PYTHONHASHSEED"] == seed
 
 
 @pytest.mark.parametrize(

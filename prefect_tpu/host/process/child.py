@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
+from prefect_tpu.host.process.device_watch import DeviceWatch
 from prefect_tpu.host.process.output import log_to, take_streams
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
@@ -72,6 +73,7 @@ class _Attempt:
     finish: threading.Event = field(default_factory=threading.Event)
     classes: pickling.ClassesOfDriver | None = None
     gang: process.HostProcess | None = None
+    devices: DeviceWatch | None = None
 
     def run(self) -> int:
         self.exit_code = EXIT_CODE_CANCELLED
@@ -111,12 +113,13 @@ class _Attempt:
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
         request: LaunchRequest = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
-        os.environ.update(request.gang_env)
-        os.environ.update(request.user_env)
+        # The zygote was started with the user's variables; what it imported may have changed them.
+        os.environ.update({name: one for name, one in request.gang_env.items() if name not in request.user_env})
         _reseed()
         log_to(self.send, request.log_level)
         prefect_context.install(request.context.run_id)
         self.gang = process.enter(request.context, lambda *report: self.send(Progress(*report)))
+        self.devices = DeviceWatch(request.chips)
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         if request.jax is not None:
             self.stage = "jax"
@@ -133,6 +136,7 @@ class _Attempt:
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
         jax_api.wait_for_arrays(result)
+        self.devices.conclude()
         return self._ship(result)
 
     def _ship(self, result: Any) -> Returned:
@@ -144,7 +148,9 @@ class _Attempt:
             self.stage = "result"
             raise ConfigurationError(f"the result {error}") from error
         self.stage = "transfer"
-        return Returned(payload.write(self.result_file, buffers), summarize(result))
+        size = payload.write(self.result_file, buffers)
+        payload.seal(self.result_file)
+        return Returned(size, summarize(result))
 
     def _raised(self, error: BaseException, left: Literal["", "drain", "resize"] = "") -> Raised:
         for stream in (sys.stdout, sys.stderr):
@@ -153,17 +159,22 @@ class _Attempt:
 
     def send(self, event: Event) -> None:
         try:
-            send_event(self.channel, event, self.result_file)
-        except OSError:
+            send_event(self.channel, event)
+        except ConnectionError:
             # The agent is gone; the zygote ends this process within the second.
             return
+        except OSError as error:
+            # No descriptor, or no memory: said where that needs none.
+            os.write(2, f"prefect_tpu: one {type(event).__name__} was lost: {error}\n".encode())
 
     # -- what the agent tells
 
     def _listen(self) -> None:
         assert self.gang is not None
+        assert self.devices is not None
         while True:
             ready, _, _ = select.select([self.channel], [], [], REPORT_INTERVAL_SECONDS)
+            self.devices.look()
             if not ready:
                 self.gang.reporter.flush()
                 continue

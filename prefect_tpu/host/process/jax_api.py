@@ -53,6 +53,11 @@ def has_started_a_backend() -> bool:
     return started is not None and bool(started())
 
 
+def starts_a_backend() -> bool:
+    """Whether JAX has, or is about to have, devices. Takes no lock: JAX holds its own while a TPU starts."""
+    return bool(getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None))
+
+
 def wait_for_arrays(result: Any) -> None:
     """So that what JAX still computes fails as the function's own error."""
     jax = sys.modules.get("jax")

@@ -15,11 +15,11 @@ import signal
 import socket
 import traceback
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from prefect_tpu.host.process import child, jax_api
 from prefect_tpu.linux import processes
-from prefect_tpu.wire.channel import MAX_MESSAGE_BYTES, send_command
+from prefect_tpu.wire.channel import receive, receive_command, send_command
 
 NUM_FORK_DESCRIPTORS = 5
 
@@ -32,7 +32,8 @@ def main(descriptor: int) -> None:
     processes.adopt_orphans()
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
-    preload: list[str] = json.loads(control.recv(MAX_MESSAGE_BYTES))["preload"]
+    order = receive_command(control)
+    preload: list[str] = order["preload"] if order is not None else os._exit(1)
     gc.disable()
     if not _import(preload, control):
         os._exit(1)
@@ -89,14 +90,10 @@ class _Zygote:
                     return descriptors
 
     def _obey(self) -> tuple[int, ...] | None:
-        try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self.control, MAX_MESSAGE_BYTES, NUM_FORK_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionError:
-            data, descriptors = b"", []
-        if not data:
+        received = receive(self.control, NUM_FORK_DESCRIPTORS)
+        if received is None:
             self._end()
+        data, descriptors = received
         command: dict[str, Any] = json.loads(data)
         match command["do"]:
             case "fork":
@@ -177,7 +174,7 @@ class _Zygote:
 
         processes.kill_all(find)
 
-    def _end(self) -> None:
+    def _end(self) -> NoReturn:
         me = os.getpid()
         mark = os.environ.get(processes.ZYGOTE_MARK, "")
 
