@@ -112,9 +112,10 @@ class LogRecord:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """The child got this far: "forked", "initialized" (JAX is up), "entered" (the function runs)."""
+    """The child got this far: "forked", "initialized" (JAX is up), "entered" (the function runs), "ended" (its threads
+    and exit hooks, too; it waits for `finish`)."""
 
-    name: Literal["forked", "initialized", "entered"]
+    name: Literal["forked", "initialized", "entered", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The function returned and its result lies ready; the child waits for `finish`."""
+    """The function returned and its result lies ready; the child ends its threads and exit hooks."""
 
     result_bytes: int
     summary: str

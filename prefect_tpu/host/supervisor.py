@@ -18,7 +18,7 @@ from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError
 from prefect_tpu.core.messages import HostReport, LaunchRequest, LogRecord, Notice, Poll
 from prefect_tpu.host import devices, stacks
-from prefect_tpu.host.attempt import EXIT_GRACE_SECONDS, HostAttempt
+from prefect_tpu.host.attempt import HostAttempt
 from prefect_tpu.host.reactor import Reactor
 from prefect_tpu.host.zygote_handle import Key, Zygote, key_of
 from prefect_tpu.linux import processes
@@ -31,6 +31,10 @@ FORK_TIMEOUT_SECONDS = 60.0
 CLOSE_TIMEOUT_SECONDS = 5.0
 CLOSE_LOOK_SECONDS = 0.01
 KILL_REPEAT_SECONDS = 1.0
+EXIT_GRACE_SECONDS = 10.0
+"""For a process to shut JAX down and exit, once threads and exit hooks of all hosts are done."""
+CUT_SECONDS = 2.0
+"""For a process whose end is cut to say what it was doing."""
 MAX_FORGOTTEN_ATTEMPTS = 1_000
 
 
@@ -102,11 +106,19 @@ class HostSupervisor:
         return payload.content(attempt.result_file)
 
     def finish(self, attempt_id: str) -> None:
-        """The result is taken: let the process shut JAX down and exit, for at most `EXIT_GRACE_SECONDS`."""
+        """Threads and exit hooks are done: let the process shut JAX down and exit, for at most `EXIT_GRACE_SECONDS`."""
         attempt = self._get(attempt_id)
         if attempt is not None:
             attempt.command(do="finish")
             self._kill_after(attempt, EXIT_GRACE_SECONDS)
+
+    def cut(self, attempt_id: str, why: str) -> None:
+        """End a process whose function has ended, but not its threads and exit hooks; it says which, in a warning."""
+        attempt = self._get(attempt_id)
+        if attempt is not None:
+            attempt.cut_as = why
+            attempt.command(do="cut", why=why)
+            self._kill_after(attempt, CUT_SECONDS)
 
     def tell(self, notice: Notice) -> None:
         """Every attempt here hears of the notice; of those that stand, every later one does at its start."""
@@ -329,7 +341,7 @@ class HostSupervisor:
                 attempt.fork_error = answer["error"]
                 self._end_attempt(attempt, None, None)
             case "exited":
-                self._end_attempt(attempt, answer["exit_code"], answer["signal"])
+                self._end_attempt(attempt, answer["exit_code"], answer["signal"], answer["left"])
 
     def _zygote_died(self, zygote: Zygote) -> None:
         zygote.die()
@@ -342,10 +354,12 @@ class HostSupervisor:
         for attempt in attempts:
             self._end_attempt(attempt, None, signal.SIGKILL)
 
-    def _end_attempt(self, attempt: HostAttempt, exit_code: int | None, signal_number: int | None) -> None:
+    def _end_attempt(
+        self, attempt: HostAttempt, exit_code: int | None, signal_number: int | None, left: Sequence[str] = ()
+    ) -> None:
         for descriptor, _ in attempt.readers():
             self._reactor.remove(descriptor)
-        attempt.end(exit_code, signal_number)
+        attempt.end(exit_code, signal_number, left)
         with self._lock:
             for zygote in self._living:
                 zygote.attempts.pop(attempt.id, None)
