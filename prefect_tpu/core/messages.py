@@ -178,13 +178,14 @@ class Notice:
     Attributes:
         kind: what is to happen; a host has one notice of each kind at a time.
         reason: who says so, in words.
-        deadline_unix_seconds: when, None if that is not known.
+        seconds_left: until then, from when it is told; None if that is not known. No time of day, as hosts' clocks
+            differ.
         withdrawn: the earlier notice of this kind does not hold any more.
     """
 
     kind: Literal["preemption", "maintenance"]
     reason: str
-    deadline_unix_seconds: float | None = None
+    seconds_left: float | None = None
     withdrawn: bool = False
 
 

@@ -20,7 +20,8 @@ from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Verdict, judge
 from prefect_tpu.gang.agents import AgentPool
-from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS, GangAttempt
+from prefect_tpu.gang.attempt import GangAttempt
+from prefect_tpu.gang.endings import BARRIER_MARGIN_SECONDS
 from prefect_tpu.gang.host_state import AttemptEnd
 from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.plan import GangPlan

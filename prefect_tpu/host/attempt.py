@@ -133,7 +133,8 @@ class HostAttempt:
         """The child and its session are dead: take what is left in pipes and channel, then say so.
 
         Args:
-            exit_code, signal: how the child ended.
+            exit_code: of the child, None if a signal ended it.
+            signal: that ended it.
             left: processes that it had left behind, and that were ended, in words.
         """
         if self.over.is_set():

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,7 @@ class HostSupervisor:
         self._lock = threading.RLock()
         self._zygotes: dict[Key, Zygote] = {}
         self._attempts: dict[str, HostAttempt] = {}
-        self._notices: dict[str, Notice] = {}
+        self._notices: dict[str, tuple[Notice, float]] = {}
         self._appeared = threading.Condition(self._lock)
         self._forgotten: deque[str] = deque(maxlen=MAX_FORGOTTEN_ATTEMPTS)
         self._all_dead = threading.Condition(self._lock)
@@ -126,25 +127,25 @@ class HostSupervisor:
             if notice.withdrawn:
                 self._notices.pop(notice.kind, None)
             else:
-                self._notices[notice.kind] = notice
+                self._notices[notice.kind] = notice, time.monotonic()
             for attempt in self._attempts.values():
                 attempt.events.add(notice)
 
     def notify_drain(
-        self, attempt_id: str, draining: bool, deadline_unix_seconds: float | None, tell_jax: bool = False
+        self, attempt_id: str, draining_slices: Sequence[int], seconds_left: float | None, tell_jax: bool = False
     ) -> None:
-        """Tell the function whether a host of its gang is about to be taken away.
+        """Tell the function which slices of its gang are about to be taken away.
 
         Args:
             attempt_id: what runs.
-            draining: False: all notices are taken back.
-            deadline_unix_seconds: when, if it is known.
+            draining_slices: their indices; none: all notices are taken back.
+            seconds_left: until the first of them goes, if it is known.
             tell_jax: tell JAX's preemption service, too; on one host of the gang. That cannot be taken back.
         """
         attempt = self._get(attempt_id)
         if attempt is not None:
             attempt.command(
-                do="drain", draining=draining, deadline_unix_seconds=deadline_unix_seconds, tell_jax=tell_jax
+                do="drain", draining_slices=list(draining_slices), seconds_left=seconds_left, tell_jax=tell_jax
             )
 
     def offer(self, attempt_id: str, there: bool) -> None:
@@ -229,8 +230,11 @@ class HostSupervisor:
             if known is not None:
                 raise ConfigurationError(f"attempt {attempt_id} was launched here already; use a new attempt id")
             attempt = self._attempts[attempt_id] = HostAttempt(attempt_id)
-            for notice in self._notices.values():
-                attempt.events.add(notice)
+            for notice, told_at in self._notices.values():
+                left = notice.seconds_left
+                if left is not None:
+                    left = max(0.0, left - (time.monotonic() - told_at))
+                attempt.events.add(replace(notice, seconds_left=left))
             self._appeared.notify_all()
             return attempt
 

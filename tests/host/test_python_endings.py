@@ -61,7 +61,7 @@ def test_a_thread_that_saves_longer_than_the_grace(
 
 
 def test_jax_is_there_until_threads_and_hooks_are_done(host: HostSupervisor) -> None:
-    """Its runtime is asked by a thread, by concurrent.futures, by exit hooks of the function and of a preloaded module."""
+    """Its runtime is asked by a thread, a pool, and exit hooks of the function and of a preloaded module."""
 
     def fn() -> None:
         import atexit
@@ -135,9 +135,7 @@ def test_an_exit_hook_that_is_cut_is_named(host: HostSupervisor) -> None:
     assert "in upload" in text
 
 
-def test_one_that_cannot_answer_is_told_all_the_same(
-    host: HostSupervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_cannot_answer_is_told_all_the_same(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the interpreter's lock, or is stopped: the agent says so, and ends it."""
     import os
     import signal

@@ -183,7 +183,7 @@ class _Attempt:
                 case "cancel":
                     self._cancel()
                 case "drain":
-                    process.tell_drain(command["draining"], command["deadline_unix_seconds"])
+                    process.tell_drain(command["draining_slices"], command["seconds_left"])
                     if command["tell_jax"]:
                         jax_api.tell_of_preemption()
                 case "offer":
