@@ -8,6 +8,7 @@ import cyclopts
 from rich.table import Table
 
 from prefect_tpu.cli.output import Json, print_table, progress, tell
+from prefect_tpu.core import clock
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY
 
@@ -108,8 +109,8 @@ def drain(
     json: Json = False,
 ) -> None:
     """Give a slice notice of its preemption, and take it away when the time is over."""
-    if not seconds > 0:
-        raise ConfigurationError(f"--seconds {seconds:g}: must be more than 0")
+    if not clock.is_notice(seconds):
+        raise ConfigurationError(f"--seconds {seconds:g}: must be {clock.NOTICE_WORDS}")
     hosts = _request(name, "drain", json, target=target, seconds=seconds)
     tell(
         json,

@@ -21,6 +21,7 @@ class HostFacts:
         failed_clearly: in a way that is no consequence of what happened elsewhere.
         left: by `runtime.leave()` or at a resize point; it waits for the others to do so.
         left_to_resize: at a resize point.
+        gone: its slice had a notice, and has been taken away or ought to be.
     """
 
     returned: bool = False
@@ -29,6 +30,7 @@ class HostFacts:
     failed_clearly: bool = False
     left: bool = False
     left_to_resize: bool = False
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,11 @@ class OutsideFacts:
     Attributes:
         cancelled: somebody wants it to end.
         draining: a slice is about to be taken away.
-        deadline_passed: and ought to be gone by now.
         hung: no host makes progress any more.
     """
 
     cancelled: bool = False
     draining: bool = False
-    deadline_passed: bool = False
     hung: bool = False
 
 
@@ -55,7 +55,8 @@ class Watch:
     Attributes:
         timeout_seconds: of the task, from the launch; None for no limit.
         launch_timeout_seconds: within which every host must have entered the function.
-        leave_timeout_seconds: how long those that have left wait for the others.
+        leave_timeout_seconds: how long others may still save once the first has left, or a slice has gone after
+            a notice.
         failure_window_seconds: how long the others are heard after the first failure.
         clear_failure_window_seconds: the same after one that is no consequence of another.
         entered_at: when every host had entered the function; None before.
@@ -71,6 +72,7 @@ class Watch:
     entered_at: float | None = field(init=False, default=None)
     late: tuple[int, ...] = field(init=False, default=())
     _window_ends: float = field(init=False, default=math.inf)
+    _leave_ends: float = field(init=False, default=math.inf)
     _clear: bool = field(init=False, default=False)
 
     def next(self, hosts: Sequence[HostFacts], outside: OutsideFacts, now: float) -> Kind | Literal["judge"] | None:
@@ -80,8 +82,10 @@ class Watch:
             return Kind.SUCCEEDED
         if outside.cancelled:
             return Kind.CANCELLED
-        if outside.deadline_passed or outside.hung:
+        if outside.hung:
             return "judge"
+        if any(host.gone for host in hosts):
+            return None if self._may_save(hosts, now) else "judge"
         if self.timeout_seconds and now >= self.launched_at + self.timeout_seconds:
             return Kind.TIMED_OUT
         if self.entered_at is None:
@@ -100,9 +104,18 @@ class Watch:
     ) -> bool:
         """Whether those that have not failed have had their time to say why, or to leave as well."""
         leaves = all(host.left for host in failed) and (outside.draining or any(host.left_to_resize for host in failed))
-        window = self.leave_timeout_seconds if leaves else self.failure_window_seconds
-        self._window_ends = min(self._window_ends, now + window)
+        if leaves:
+            self._leave_ends = min(self._leave_ends, now + self.leave_timeout_seconds)
+        else:
+            self._window_ends = min(self._window_ends, now + self.failure_window_seconds)
         if not leaves and not self._clear and any(host.failed_clearly for host in failed):
             self._clear = True
             self._window_ends = min(self._window_ends, now + self.clear_failure_window_seconds)
-        return now >= self._window_ends or all(host.failed or host.returned for host in hosts)
+        ends = min(self._leave_ends, self._window_ends)
+        return now >= ends or all(host.failed or host.returned for host in hosts)
+
+    def _may_save(self, hosts: Sequence[HostFacts], now: float) -> bool:
+        """Whether hosts of slices that stay still run the function, and may."""
+        self._leave_ends = min(self._leave_ends, now + self.leave_timeout_seconds)
+        runs = any(host.entered and not (host.gone or host.failed or host.returned) for host in hosts)
+        return runs and now < self._leave_ends

@@ -59,7 +59,8 @@ class Ledger:
 
     Attributes:
         entries: in order.
-        began_unix_seconds: start of the first attempt.
+        began_unix_seconds: start of the first attempt, as a time of day; all other times are counted from it by a
+            clock that does not jump.
     """
 
     entries: tuple[Entry, ...]
@@ -106,7 +107,7 @@ def make_ledger(reports: Sequence[AttemptReport]) -> Ledger:
     """
     if not reports:
         return Ledger((), 0.0)
-    start, size = reports[0].began_unix_seconds, 0
+    start, size = reports[0].began_seconds, 0
     sizes_before: list[int | None] = []
     for report in reports:
         now = report.gang.num_slices if report.gang is not None else size
@@ -120,7 +121,9 @@ def make_ledger(reports: Sequence[AttemptReport]) -> Ledger:
             # Two losses in a row: what an earlier attempt did is of use only up to where a later one went on from.
             went_on_from = report.first_step if went_on_from is None else min(went_on_from, report.first_step)
     entries = zip(reversed(backwards), sizes_before, strict=True)
-    return Ledger(tuple(replace(entry, slices_before=before) for entry, before in entries), start)
+    return Ledger(
+        tuple(replace(entry, slices_before=before) for entry, before in entries), reports[0].began_unix_seconds
+    )
 
 
 def _entry(report: AttemptReport, start: float, went_on_from: int | None) -> Entry:
@@ -142,7 +145,7 @@ def _entry(report: AttemptReport, start: float, went_on_from: int | None) -> Ent
         culprits=tuple(host.label for host in report.evidence if host.process_id in guilty),
         charge=report.verdict.charge,
         cause=report.verdict.cause,
-        began=max(0.0, report.began_unix_seconds - start),
+        began=max(0.0, report.began_seconds - start),
         leasing=report.lease_seconds,
         launching=report.launch_seconds,
         running=report.run_seconds - drain,

@@ -117,9 +117,10 @@ class LogRecord(CleanText):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """The child got this far: "forked", "initialized" (JAX is up), "entered" (the function runs)."""
+    """The child got this far: "forked", "initialized" (JAX is up), "entered" (the function runs), "ended" (its threads
+    and exit hooks, too; it waits for `finish`)."""
 
-    name: Literal["forked", "initialized", "entered"]
+    name: Literal["forked", "initialized", "entered", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class Progress(CleanText):
 
 @dataclass(frozen=True, slots=True)
 class Returned(CleanText):
-    """The function returned and its result lies ready; the child waits for `finish`."""
+    """The function returned and its result lies ready; the child ends its threads and exit hooks."""
 
     result_bytes: int
     summary: str
@@ -182,13 +183,14 @@ class Notice(CleanText):
     Attributes:
         kind: what is to happen; a host has one notice of each kind at a time.
         reason: who says so, in words.
-        deadline_unix_seconds: when, None if that is not known.
+        seconds_left: until then, from when it is told; None if that is not known. No time of day, as hosts' clocks
+            differ.
         withdrawn: the earlier notice of this kind does not hold any more.
     """
 
     kind: Literal["preemption", "maintenance"]
     reason: str
-    deadline_unix_seconds: float | None = None
+    seconds_left: float | None = None
     withdrawn: bool = False
 
 

@@ -18,14 +18,14 @@ class Standing:
         slice_name: of its slice, which goes with it.
         source: who says so.
         text: the same in words.
-        deadline_unix_seconds: when, None if that is not known.
+        deadline_seconds: when, on the clock of whoever keeps the notices; None if that is not known.
     """
 
     process_id: int
     slice_name: str
     source: Source
     text: str
-    deadline_unix_seconds: float | None = None
+    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Notices:
         known = self.find(notice.process_id, notice.source)
         if known is None:
             return Notices((*self.standing, notice))
-        earliest = replace(known, deadline_unix_seconds=_earliest([known, notice]))
+        earliest = replace(known, deadline_seconds=_earliest([known, notice]))
         return Notices(tuple(earliest if one is known else one for one in self.standing))
 
     def take_back(self, process_id: int, source: Source) -> Notices:
@@ -57,9 +57,17 @@ class Notices:
         return frozenset(one.slice_name for one in self.standing)
 
     @property
-    def deadline_unix_seconds(self) -> float | None:
+    def deadline_seconds(self) -> float | None:
         """When the first host will be gone, None while nobody knows."""
         return _earliest(self.standing)
+
+    def due(self, now_seconds: float) -> frozenset[str]:
+        """Names of the slices that ought to be gone by now, each by its own earliest deadline."""
+        return frozenset(
+            one.slice_name
+            for one in self.standing
+            if one.deadline_seconds is not None and one.deadline_seconds <= now_seconds
+        )
 
     def text(self, slice_name: str) -> str:
         """The first words that stand for a slice, "" if there are none."""
@@ -67,4 +75,4 @@ class Notices:
 
 
 def _earliest(notices: tuple[Standing, ...] | list[Standing]) -> float | None:
-    return min((one.deadline_unix_seconds for one in notices if one.deadline_unix_seconds is not None), default=None)
+    return min((one.deadline_seconds for one in notices if one.deadline_seconds is not None), default=None)

@@ -23,7 +23,8 @@ class AttemptReport(CleanText):
         lease_seconds, launch_seconds, run_seconds: waiting for slices; from there until the function was
             entered on every host; from there to the end.
         drain_seconds: of these, from the first notice to the end.
-        began_unix_seconds: when it began to look for slices.
+        began_seconds: when it began to look for slices, on the driver's monotonic clock, the same for all attempts.
+        began_unix_seconds: the same as a time of day, for people: it may jump, and nothing is counted from it.
         summaries: short text of each host's result, in process-id order.
         budgets: what the task run has spent by then, in words.
     """
@@ -36,21 +37,25 @@ class AttemptReport(CleanText):
     launch_seconds: float
     run_seconds: float
     drain_seconds: float = 0.0
+    began_seconds: float = 0.0
     began_unix_seconds: float = 0.0
     summaries: tuple[str, ...] = ()
     budgets: str = ""
 
     @classmethod
-    def without_slices(cls, number: int, cause: str, began_unix_seconds: float, now: float) -> AttemptReport:
-        """An attempt that found no slices."""
+    def without_slices(
+        cls, number: int, cause: str, began_seconds: float, began_unix_seconds: float, now_seconds: float
+    ) -> AttemptReport:
+        """An attempt that found no slices; `now_seconds` is on the monotonic clock."""
         return cls(
             number=number,
             gang=None,
             evidence=(),
             verdict=Verdict(Kind.UNPROVISIONED, cause),
-            lease_seconds=now - began_unix_seconds,
+            lease_seconds=now_seconds - began_seconds,
             launch_seconds=0.0,
             run_seconds=0.0,
+            began_seconds=began_seconds,
             began_unix_seconds=began_unix_seconds,
         )
 

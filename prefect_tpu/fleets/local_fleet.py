@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from prefect_tpu.cluster import exit_hooks
+from prefect_tpu.core import clock
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY, SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
@@ -125,9 +126,16 @@ class LocalFleet:
         """Give a slice notice of its preemption; it is killed when the time is over.
 
         Ray sees a drain with reason PREEMPTION and that deadline on every host.
+
+        Args:
+            target: "slice-1".
+            seconds: above 0, at most a year.
+
+        Raises:
+            ConfigurationError: other seconds; no such slice.
         """
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-            raise ConfigurationError(f"drain({target!r}, {seconds!r}): seconds must be more than 0")
+        if not clock.is_notice(seconds):
+            raise ConfigurationError(f"drain({target!r}, {seconds!r}): seconds must be {clock.NOTICE_WORDS}")
         self._running().request("drain", target=target, seconds=seconds)
 
     def restore(self, target: str) -> None:

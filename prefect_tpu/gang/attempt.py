@@ -12,12 +12,13 @@ from prefect_tpu.cluster import gcs
 from prefect_tpu.core.attempt import OutsideFacts, Watch
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.kinds import KINDS, Ending, Kind
+from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Notice, Phase, Poll, Progress, Raised, Returned
 from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang import results
 from prefect_tpu.gang.agent_calls import WAIT_SECONDS, AgentCalls, check_version, request, ship
+from prefect_tpu.gang.endings import Endings
 from prefect_tpu.gang.health import HealthMonitor
 from prefect_tpu.gang.host_state import AttemptEnd, HostState
 from prefect_tpu.gang.observer import Observer
@@ -26,10 +27,6 @@ from prefect_tpu.gang.resizing import ResizeOffers
 
 log = logging.getLogger("prefect_tpu.gang")
 
-BARRIER_MARGIN_SECONDS = 8.0
-"""Beyond the grace period: how long a host may take to report its process dead before its agent is ended."""
-FINISH_SECONDS = 15.0
-"""As the margin, after success: time for JAX's shutdown, atexit handlers and threads of the function."""
 GONE_SECONDS = 1.0
 """After its agent's end: how long a machine may still answer that is about to be gone as a whole."""
 
@@ -72,12 +69,13 @@ class GangAttempt:
             self._id, self._hosts, plan.tuning.agent_poll_seconds, self.cancelled, self._health.look, self._take
         )
         self._offers = ResizeOffers(self._id, self.gang.num_slices, self._hosts, plan, observer, self.room)
+        endings = Endings(self._id, self._hosts, plan, observer, self._calls, self._health, self.cancelled)
         started = self._launched_at = time.monotonic()
         outcome: Kind | None = None
         try:
             outcome = self._calls.unless_disconnected(self._work)
         finally:
-            self._calls.unless_disconnected(lambda: self._stop(outcome))
+            outcome = self._calls.unless_disconnected(lambda: endings.end(outcome)) or outcome
             self._health.close()
         self._tell_gone_from_silent()
         ended, entered = time.monotonic(), self._entered_at
@@ -157,7 +155,7 @@ class GangAttempt:
             self._calls.look()
             now = time.monotonic()
             outside = self._seen_outside()
-            answer = watch.next([host.facts() for host in self._hosts], outside, now)
+            answer = watch.next([host.facts(gone=self._health.gone(host)) for host in self._hosts], outside, now)
             for index in watch.late:
                 self._hosts[index].lose(f"not up within launch_timeout_seconds={options.launch_timeout_seconds:g}")
             if self._entered_at is None and watch.entered_at is not None:
@@ -165,17 +163,17 @@ class GangAttempt:
                 self.on_entered()
             if answer is not None:
                 return None if answer == "judge" else answer
+            self._health.end_gone()
             if not any(host.failed for host in self._hosts):
                 self._offers.look(self._entered_at, now)
             self._calls.step(WAIT_SECONDS)
 
     def _seen_outside(self) -> OutsideFacts:
-        cancelled, passed = self.cancelled(), self._health.deadline_passed
+        cancelled, some_gone = self.cancelled(), any(self._health.gone(host) for host in self._hosts)
         return OutsideFacts(
             cancelled=cancelled,
             draining=bool(self._health.draining),
-            deadline_passed=passed,
-            hung=not cancelled and not passed and self._health.hung(),  # asks all hosts for their stacks
+            hung=not cancelled and not some_gone and self._health.hung(),  # asks all hosts for their stacks
         )
 
     def _take(self, host: HostState, poll: Poll) -> None:
@@ -183,7 +181,8 @@ class GangAttempt:
         if poll.dropped_lines > host.dropped_lines:
             self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
             host.dropped_lines = poll.dropped_lines
-        somebody_failed = any(other.failed for other in self._hosts if other is not host)
+        # Of slices that stay, hosts may still save.
+        somebody_failed = any(o.failed and not self._health.gone(o) for o in self._hosts if o is not host)
         for event in poll.events:
             match event:
                 case LogLine() | LogRecord():
@@ -191,6 +190,8 @@ class GangAttempt:
                 case Phase(name="entered"):
                     host.entered = True
                     self.observer.entered(host.member)
+                case Phase(name="ended"):
+                    host.ended = True
                 case Progress() as report:
                     host.progress(report, time.monotonic())
                     self.observer.progress(host.member, report)
@@ -223,32 +224,6 @@ class GangAttempt:
     def _go_on(self) -> bool:
         self._calls.look()
         return not self.cancelled() and not self._calls.disconnected()
-
-    def _stop(self, outcome: Kind | None) -> None:
-        """The barrier: nothing of this attempt lives when it returns."""
-        ending: Ending = "kill" if outcome is None else KINDS[outcome].ending
-        grace = self.plan.options.cancel_grace_seconds if ending == "terminate" else 0.0
-        margin = FINISH_SECONDS if ending == "finish" else BARRIER_MARGIN_SECONDS
-        for host in self._hosts:
-            if self._calls.disconnected() or host.over:
-                continue
-            if ending == "finish":
-                host.agent.finish.remote(self._id)
-            else:
-                host.stopping = not host.failed and host.returned is None
-                host.agent.stop.remote(self._id, grace)
-            self._calls.poll(host)
-        give_up = time.monotonic() + grace + margin
-        while not all(host.over for host in self._hosts) and time.monotonic() < give_up:
-            self._calls.step(WAIT_SECONDS)
-            self._calls.look()
-        for host in self._hosts:
-            if not host.over:
-                log.warning("%s does not report its process dead; its agent is ended", host.member.label)
-                host.lose("did not stop its process in time")
-            if host.lost is None and host.launched and not self._calls.disconnected():
-                host.agent.forget.remote(self._id)
-        self._calls.close()
 
     def _tell_gone_from_silent(self) -> None:
         """A machine that has gone can be a preemption; an agent that does not answer on one that lives cannot."""

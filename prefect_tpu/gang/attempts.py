@@ -20,7 +20,8 @@ from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Verdict, judge
 from prefect_tpu.gang.agents import AgentPool
-from prefect_tpu.gang.attempt import BARRIER_MARGIN_SECONDS, GangAttempt
+from prefect_tpu.gang.attempt import GangAttempt
+from prefect_tpu.gang.endings import BARRIER_MARGIN_SECONDS
 from prefect_tpu.gang.host_state import AttemptEnd
 from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.plan import GangPlan
@@ -119,7 +120,7 @@ class Attempts:
         try:
             self._packages = runtime_env.upload(plan.options.runtime_env)
             lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
-            return self._run(number, lease, began_unix, time.monotonic() - began, shape, payload, observer)
+            return self._run(number, lease, (began, began_unix), shape, payload, observer)
         except BaseException:
             self.release()
             raise
@@ -148,13 +149,14 @@ class Attempts:
         self,
         number: int,
         lease: GangLease,
-        began_unix_seconds: float,
-        lease_seconds: float,
+        began: tuple[float, float],
         shape: SliceShape,
         payload: list[Any],
         observer: Observer,
     ) -> Ended:
         plan, gang = self.plan, lease.gang
+        began_seconds, began_unix_seconds = began
+        lease_seconds = time.monotonic() - began_seconds
         hosts = [member.host for member in gang.members]
         names = ", ".join(one.name for one in gang.slices)
         observer.say(f"attempt {number} on {names}: {gang.num_processes} hosts")
@@ -194,6 +196,7 @@ class Attempts:
             launch_seconds=end.launch_seconds,
             run_seconds=end.run_seconds,
             drain_seconds=end.drain_seconds,
+            began_seconds=began_seconds,
             began_unix_seconds=began_unix_seconds,
             summaries=end.summaries,
         )

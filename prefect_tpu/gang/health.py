@@ -6,14 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from prefect_tpu.cluster import gcs
-from prefect_tpu.core import jax_names
+from prefect_tpu.core import clock, jax_names
 from prefect_tpu.core.messages import HostReport, LogRecord, Notice
 from prefect_tpu.core.notices import Notices, Source, Standing
 from prefect_tpu.gang.host_state import HostState
@@ -52,7 +51,8 @@ class HealthMonitor:
     _next_drain_look: float = field(init=False, default=0.0)
     _taken_back: Notices = field(init=False, default_factory=Notices)
     _drains: dict[str, float | None] = field(init=False, default_factory=dict)
-    _told: dict[int, tuple[bool, float | None]] = field(init=False, default_factory=dict)
+    _gone: set[str] = field(init=False, default_factory=set)
+    _told: dict[int, tuple[tuple[int, ...], float | None]] = field(init=False, default_factory=dict)
     _telling: dict[int, Any] = field(init=False, default_factory=dict)
     _jax_is_told: bool = field(init=False, default=False)
     _hang_checked_at: float = field(init=False, default=0.0)
@@ -78,6 +78,7 @@ class HealthMonitor:
         if now >= self._next_drain_look:
             self._next_drain_look = now + DRAIN_LOOK_SECONDS
             self._look_at_drains()
+        self._look_at_gone()
         self._tell()
 
     @property
@@ -85,50 +86,63 @@ class HealthMonitor:
         """Names of the slices that will be taken away."""
         return self.notices.draining
 
-    @property
-    def deadline_unix_seconds(self) -> float | None:
-        """When the first host will be gone; None while no notice has one."""
-        return self.notices.deadline_unix_seconds
+    def gone(self, host: HostState) -> bool:
+        """Whether its slice has been taken away as a notice said, or ought to be by now; that stays so."""
+        return host.member.slice_name in self._gone
 
-    @property
-    def deadline_passed(self) -> bool:
-        """Whether a host ought to be gone by now. Ray ends nothing at its deadline, so we do."""
-        return self.deadline_unix_seconds is not None and time.time() >= self.deadline_unix_seconds
+    def end_gone(self) -> None:
+        """End what runs on slices that ought to be gone: Ray ends nothing at its deadline. Their results are kept."""
+        for host in self.hosts:
+            if self.gone(host) and not (host.over or host.failed or host.returned or host.stopping):
+                host.stopping = True
+                host.agent.stop.remote(self.attempt_id, 0)
+
+    def _look_at_gone(self) -> None:
+        lost = {host.member.slice_name for host in self.hosts if host.lost is not None}
+        new = (self.notices.due(time.monotonic()) | (self.draining & lost)) - self._gone
+        self._gone |= new
+        if new and any(host.entered and not (self.gone(host) or host.failed or host.returned) for host in self.hosts):
+            self.observer.say(
+                f"{', '.join(sorted(new))} gone after a notice; hosts of slices that stay may finish for "
+                f"{self.plan.tuning.leave_timeout_seconds:g} s (leave_timeout_seconds)"
+            )
 
     # -- notices and drains
 
-    def notice(self, host: HostState, source: Source, text: str, deadline_unix_seconds: float | None) -> None:
+    def notice(self, host: HostState, source: Source, text: str, seconds_left: float | None) -> None:
         """A host will be taken away, and its slice with it: a slice without a host is none.
 
-        A notice that does not say when gets `drain_timeout_seconds` for its deadline, if that is set.
+        A notice that does not say when, or at an absurd time, gets `drain_timeout_seconds`, if that is set. From here
+        on the deadline is one of the monotonic clock: no time of day that is set anew moves it.
         """
-        name, number = host.member.slice_name, host.member.process_id
+        name, number, unix_now = host.member.slice_name, host.member.process_id, time.time()
+        seconds_left = clock.known_seconds(seconds_left, unix_now)
         known = self.notices.find(number, source)
-        if known is not None and deadline_unix_seconds in (None, known.deadline_unix_seconds):
+        if known is not None and seconds_left is None:
             return
-        limit = self.plan.options.drain_timeout_seconds
-        if deadline_unix_seconds is None and limit is not None:
-            deadline_unix_seconds = time.time() + limit
+        limit = clock.known_seconds(self.plan.options.drain_timeout_seconds, unix_now)
+        if seconds_left is None and limit is not None:
+            seconds_left = limit
             text = f"{text} without a deadline (drain_timeout_seconds={limit:g})"
-        when = "at a time not known"
-        if deadline_unix_seconds is not None:
-            left = max(0.0, deadline_unix_seconds - time.time())
-            when = f"in {left:.0f} s ({datetime.fromtimestamp(deadline_unix_seconds, UTC):%H:%M:%S} UTC)"
-            text = f"{text}, notice {left:.0f} s"
+        when, deadline_seconds = "at a time not known", None
+        if seconds_left is not None:
+            when = f"in {seconds_left:.0f} s ({clock.moment(unix_now + seconds_left):%H:%M:%S} UTC)"
+            text = f"{text}, notice {seconds_left:.0f} s"
+            deadline_seconds = time.monotonic() + seconds_left
         first = name not in self.draining
-        self._stand(self.notices.add(Standing(number, name, source, text, deadline_unix_seconds)))
+        self._stand(self.notices.add(Standing(number, name, source, text, deadline_seconds)))
         if not first:
             return
         self.observer.say(f"{host.member.label} ({name}) will be taken away {when}: {text}")
         if name not in self.drained:
             self.drained.add(name)
-            self._drain_slice(name, deadline_unix_seconds, text)
+            self._drain_slice(name, None if seconds_left is None else unix_now + seconds_left, text)
             self.on_drain(name)
 
     def heard(self, host: HostState, notice: Notice) -> None:
         """An agent has heard from the cloud."""
         if not notice.withdrawn:
-            self.notice(host, notice.kind, notice.reason, notice.deadline_unix_seconds)
+            self.notice(host, notice.kind, notice.reason, notice.seconds_left)
             return
         name, number = host.member.slice_name, host.member.process_id
         known = self.notices.find(number, notice.kind)
@@ -136,7 +150,7 @@ class HealthMonitor:
             return
         if any(one.raised is not None and one.raised.left == "drain" for one in self.hosts):
             return  # it has served
-        self._taken_back = self._taken_back.add(replace(known, deadline_unix_seconds=None))
+        self._taken_back = self._taken_back.add(replace(known, deadline_seconds=None))
         self._stand(self.notices.take_back(number, notice.kind))
         if name not in self.draining:
             self.observer.say(
@@ -166,9 +180,12 @@ class HealthMonitor:
             node_id = host.member.host.node_id
             if node_id not in draining:
                 continue
-            if node_id in self._drains and self._drains[node_id] == draining[node_id]:
-                continue  # our own
-            self.notice(host, "drain", "Ray drains it", draining[node_id])
+            deadline_unix_seconds = draining[node_id]
+            if node_id in self._drains and self._drains[node_id] == deadline_unix_seconds:
+                continue  # our own, or heard of before
+            self._drains[node_id] = deadline_unix_seconds
+            # Ray has a time of day; the first look makes it seconds from now.
+            self.notice(host, "drain", "Ray drains it", clock.seconds_until(deadline_unix_seconds, time.time()))
 
     def _drain_slice(self, name: str, deadline_unix_seconds: float | None, reason: str) -> None:
         """Nothing else is to be scheduled on any host of the slice."""
@@ -183,18 +200,20 @@ class HealthMonitor:
 
     def _tell(self) -> None:
         """Tell the function on every host; JAX's preemption service is told on one, and tells the others."""
-        state = bool(self.draining), self.deadline_unix_seconds
+        indices = {host.member.slice_index for host in self.hosts if host.member.slice_name in self.draining}
+        state = tuple(sorted(indices)), self.notices.deadline_seconds
         first = next((host.member.process_id for host in self.hosts if host.member.slice_name in self.draining), None)
         for host in self.hosts:
             number = host.member.process_id
-            if not host.entered or host.over or self._told.get(number, (False, None)) == state:
+            if not host.entered or host.over or self._told.get(number, ((), None)) == state:
                 continue
             if number in self._telling and not ray.wait([self._telling[number]], timeout=0)[0]:
                 continue  # an agent takes calls in any order
             tell_jax = number == first and not self._jax_is_told
             self._jax_is_told = self._jax_is_told or tell_jax
             self._told[number] = state
-            self._telling[number] = host.agent.notify_drain.remote(self.attempt_id, *state, tell_jax)
+            left = None if state[1] is None else max(0.0, state[1] - time.monotonic())
+            self._telling[number] = host.agent.notify_drain.remote(self.attempt_id, state[0], left, tell_jax)
 
     # -- hangs
 

@@ -23,6 +23,8 @@ class HostState:
     stopping: bool = False
     cursor: int = 0
     dropped_lines: int = 0
+    ended: bool = False
+    cut: bool = False
     returned: Returned | None = None
     raised: Raised | None = None
     exited: Exited | None = None
@@ -46,19 +48,20 @@ class HostState:
             return True
         return self.exited is not None and self.returned is None
 
-    def facts(self) -> HostFacts:
-        """What the decision whether to go on needs to know."""
+    def facts(self, *, gone: bool = False) -> HostFacts:
+        """What the decision whether to go on needs to know; `gone`: its slice is, as it was told."""
         returned = self.returned is not None
         if not self.failed:
-            return HostFacts(returned=returned, entered=self.entered)
+            return HostFacts(returned=returned, entered=self.entered, gone=gone)
         evidence = self.evidence()
         return HostFacts(
             returned=returned,
             entered=self.entered,
             failed=True,
             failed_clearly=self.lost is not None or (self.raised is not None and not evidence.raised_by_peer_loss),
-            left=self.raised is not None and self.raised.left != "",
+            left=self.left,
             left_to_resize=evidence.left_to_resize,
+            gone=gone,
         )
 
     def progress(self, report: Progress, now: float) -> None:
@@ -72,6 +75,11 @@ class HostState:
     @property
     def over(self) -> bool:
         return not self.launched or self.exited is not None or self.lost is not None
+
+    @property
+    def left(self) -> bool:
+        """By `runtime.leave()` or at a resize point."""
+        return self.raised is not None and self.raised.left != ""
 
     def lose(self, why: str, *, preempted: bool = False) -> None:
         if self.lost is None:

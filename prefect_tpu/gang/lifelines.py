@@ -12,6 +12,8 @@ from prefect_tpu.host.heart import BEAT_SECONDS
 
 log = logging.getLogger("prefect_tpu.lifeline")
 
+ANSWER = b"."
+"""To a beat: so an agent with too many connections knows which of them are drivers'."""
 _READ_BYTES = 4096
 
 
@@ -20,6 +22,9 @@ class Lifelines:
 
     An end of the connection means that the agent has ended; silence, that its host is frozen or cut off. A host that
     cannot be reached this way is left to Ray's own detection, which is slower.
+
+    Attributes:
+        reached: host processes whose agent has been heard.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
@@ -27,7 +32,7 @@ class Lifelines:
         self._timeout_seconds = timeout_seconds
         self._selector = selectors.DefaultSelector()
         self._heard: dict[int, float] = {}
-        self._reached: set[int] = set()
+        self.reached: set[int] = set()
         self._looked_at = time.monotonic()
 
     def connect(self, process_id: int, address: str, port: int) -> None:
@@ -55,7 +60,9 @@ class Lifelines:
                 data = b""
             if data:
                 self._heard[key.data] = time.monotonic()
-                self._reached.add(key.data)
+                self.reached.add(key.data)
+                with contextlib.suppress(OSError):
+                    key.fileobj.send(ANSWER)
                 continue
             self._end(key, "its agent has ended", gone)
         now = time.monotonic()
@@ -82,7 +89,7 @@ class Lifelines:
         """A host that was never reached this way is not lost by that."""
         connection, process_id = key.fileobj, key.data
         assert isinstance(connection, socket.socket)
-        if process_id in self._reached:
+        if process_id in self.reached:
             gone[process_id] = why
         else:
             log.debug("no lifeline to the host of process %d: a loss of it is found by Ray alone", process_id)

@@ -6,21 +6,19 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from prefect_tpu.core.messages import Event, Exited, LogLine, Phase, Raised, Returned
+from prefect_tpu.core.messages import Event, Exited, LogLine, LogRecord, Phase, Returned
 from prefect_tpu.host.reactor import Reader
 from prefect_tpu.host.streams import EventBuffer, LineSplitter
 from prefect_tpu.wire import channel, payload
 
 log = logging.getLogger("prefect_tpu.host")
 
-EXIT_GRACE_SECONDS = 10.0
-"""How long a process may take to end after its function did, before it is killed."""
 KEPT_STDERR_LINES = 20
+MAX_TOLD_PROCESSES = 10
 MAX_DRAIN_READS = 2_000
 """What is left in a dead child's pipes is far less; a process that got away may go on writing."""
 _READ_BYTES = 256 * 1024
@@ -45,6 +43,7 @@ class HostAttempt:
         self.returned = False
         self.forgotten = False
         self.kill_at: float | None = None
+        self.cut_as = ""
         self.signal: Callable[[int, int], None] | None = None
         self.kill: Callable[[int], None] | None = None
         self.control: socket.socket | None = None
@@ -93,9 +92,6 @@ class HostAttempt:
     def _take(self, event: Event) -> None:
         self._say_forked()
         self.returned = self.returned or isinstance(event, Returned)
-        # Who left waits until the driver ends the attempt, as the other hosts may still save.
-        if isinstance(event, Raised) and not event.left:
-            self.kill_before(time.monotonic() + EXIT_GRACE_SECONDS)
         self.events.add(event)
 
     def take_forked(self, pid: int) -> None:
@@ -144,8 +140,14 @@ class HostAttempt:
                 del self._untold[do]
             return True
 
-    def end(self, exit_code: int | None, signal: int | None) -> None:
-        """The child and its session are dead: take what is left in pipes and channel, then say so."""
+    def end(self, exit_code: int | None, signal: int | None, left: Sequence[str] = ()) -> None:
+        """The child and its session are dead: take what is left in pipes and channel, then say so.
+
+        Args:
+            exit_code: of the child, None if a signal ended it.
+            signal: that ended it.
+            left: processes that it had left behind, and that were ended, in words.
+        """
         if self.over.is_set():
             return
         for _, read in self.readers():
@@ -161,9 +163,22 @@ class HostAttempt:
             self.control.close()
         self.over.set()
         self.forked.set()
+        if self.cut_as and signal is not None:
+            text = f"its end was cut, as {self.cut_as}; it did not say what it was doing"
+            self.events.add(LogRecord(logging.WARNING, log.name, text))
+        if left:
+            self._tell_of(left)
         self.events.complete(Exited(exit_code, signal, tuple(self._last_stderr)))
         if self.forgotten:
             self.close_result()
+
+    def _tell_of(self, left: Sequence[str]) -> None:
+        if self.stopped or self.cut_as:  # all of it was to be ended
+            return
+        shown = ", ".join(left[:MAX_TOLD_PROCESSES])
+        more = len(left) - MAX_TOLD_PROCESSES
+        text = f"it left processes behind, which were ended: {shown}" + (f" and {more} more" if more > 0 else "")
+        self.events.add(LogRecord(logging.WARNING, log.name, text))
 
     def close_result(self) -> None:
         """Give the result's memory back, as far as nobody has mapped it."""

@@ -206,7 +206,7 @@ class MetadataWatcher:
         said = f"{key.path} is {value}"
         if value == key.going and not told:
             self._going.add(key)
-            self._tell(Notice(key.kind, f"{key.words} ({said})", time.time() + self._notice_seconds[key.kind]))
+            self._tell(Notice(key.kind, f"{key.words} ({said})", self._notice_seconds[key.kind]))
         elif value in key.staying:
             if value == _MIGRATES:
                 log.info("GCE moves this host to another machine while it runs (%s); that is no loss", said)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError
 from prefect_tpu.core.messages import HostReport, LaunchRequest, LogRecord, Notice, Poll
 from prefect_tpu.host import devices, stacks
-from prefect_tpu.host.attempt import EXIT_GRACE_SECONDS, HostAttempt
+from prefect_tpu.host.attempt import HostAttempt
 from prefect_tpu.host.reactor import Reactor
 from prefect_tpu.host.zygote_handle import Key, Zygote, key_of
 from prefect_tpu.linux import processes
@@ -33,6 +34,10 @@ CLOSE_LOOK_SECONDS = 0.01
 KILL_REPEAT_SECONDS = 1.0
 TELL_AGAIN_SECONDS = 0.5
 """Until a child that does not read its commands (a stopped one) is tried again."""
+EXIT_GRACE_SECONDS = 10.0
+"""For a process to shut JAX down and exit, once threads and exit hooks of all hosts are done."""
+CUT_SECONDS = 2.0
+"""For a process whose end is cut to say what it was doing."""
 MAX_FORGOTTEN_ATTEMPTS = 1_000
 
 
@@ -43,7 +48,7 @@ class HostSupervisor:
         self._lock = threading.RLock()
         self._zygotes: dict[Key, Zygote] = {}
         self._attempts: dict[str, HostAttempt] = {}
-        self._notices: dict[str, Notice] = {}
+        self._notices: dict[str, tuple[Notice, float]] = {}
         self._appeared = threading.Condition(self._lock)
         self._forgotten: deque[str] = deque(maxlen=MAX_FORGOTTEN_ATTEMPTS)
         self._all_dead = threading.Condition(self._lock)
@@ -104,11 +109,19 @@ class HostSupervisor:
         return payload.content(attempt.result_file)
 
     def finish(self, attempt_id: str) -> None:
-        """The result is taken: let the process shut JAX down and exit, for at most `EXIT_GRACE_SECONDS`."""
+        """Threads and exit hooks are done: let the process shut JAX down and exit, for at most `EXIT_GRACE_SECONDS`."""
         attempt = self._get(attempt_id)
         if attempt is not None:
             self._command(attempt, "finish")
             self._kill_after(attempt, EXIT_GRACE_SECONDS)
+
+    def cut(self, attempt_id: str, why: str) -> None:
+        """End a process whose function has ended, but not its threads and exit hooks; it says which, in a warning."""
+        attempt = self._get(attempt_id)
+        if attempt is not None:
+            attempt.cut_as = why
+            self._command(attempt, "cut", why=why)
+            self._kill_after(attempt, CUT_SECONDS)
 
     def tell(self, notice: Notice) -> None:
         """Every attempt here hears of the notice; of those that stand, every later one does at its start."""
@@ -116,25 +129,29 @@ class HostSupervisor:
             if notice.withdrawn:
                 self._notices.pop(notice.kind, None)
             else:
-                self._notices[notice.kind] = notice
+                self._notices[notice.kind] = notice, time.monotonic()
             for attempt in self._attempts.values():
                 attempt.events.add(notice)
 
     def notify_drain(
-        self, attempt_id: str, draining: bool, deadline_unix_seconds: float | None, tell_jax: bool = False
+        self, attempt_id: str, draining_slices: Sequence[int], seconds_left: float | None, tell_jax: bool = False
     ) -> None:
-        """Tell the function whether a host of its gang is about to be taken away.
+        """Tell the function which slices of its gang are about to be taken away.
 
         Args:
             attempt_id: what runs.
-            draining: False: all notices are taken back.
-            deadline_unix_seconds: when, if it is known.
+            draining_slices: their indices; none: all notices are taken back.
+            seconds_left: until the first of them goes, if it is known.
             tell_jax: tell JAX's preemption service, too; on one host of the gang. That cannot be taken back.
         """
         attempt = self._get(attempt_id)
         if attempt is not None:
             self._command(
-                attempt, "drain", draining=draining, deadline_unix_seconds=deadline_unix_seconds, tell_jax=tell_jax
+                attempt,
+                "drain",
+                draining_slices=list(draining_slices),
+                seconds_left=seconds_left,
+                tell_jax=tell_jax,
             )
 
     def offer(self, attempt_id: str, there: bool) -> None:
@@ -219,8 +236,11 @@ class HostSupervisor:
             if known is not None:
                 raise ConfigurationError(f"attempt {attempt_id} was launched here already; use a new attempt id")
             attempt = self._attempts[attempt_id] = HostAttempt(attempt_id)
-            for notice in self._notices.values():
-                attempt.events.add(notice)
+            for notice, told_at in self._notices.values():
+                left = notice.seconds_left
+                if left is not None:
+                    left = max(0.0, left - (time.monotonic() - told_at))
+                attempt.events.add(replace(notice, seconds_left=left))
             self._appeared.notify_all()
             return attempt
 
@@ -331,7 +351,7 @@ class HostSupervisor:
                 attempt.fork_error = answer["error"]
                 self._end_attempt(attempt, None, None)
             case "exited":
-                self._end_attempt(attempt, answer["exit_code"], answer["signal"])
+                self._end_attempt(attempt, answer["exit_code"], answer["signal"], answer["left"])
 
     def _zygote_died(self, zygote: Zygote) -> None:
         zygote.die()
@@ -344,10 +364,12 @@ class HostSupervisor:
         for attempt in attempts:
             self._end_attempt(attempt, None, signal.SIGKILL)
 
-    def _end_attempt(self, attempt: HostAttempt, exit_code: int | None, signal_number: int | None) -> None:
+    def _end_attempt(
+        self, attempt: HostAttempt, exit_code: int | None, signal_number: int | None, left: Sequence[str] = ()
+    ) -> None:
         for descriptor, _ in attempt.readers():
             self._reactor.remove(descriptor)
-        attempt.end(exit_code, signal_number)
+        attempt.end(exit_code, signal_number, left)
         with self._lock:
             for zygote in self._living:
                 zygote.attempts.pop(attempt.id, None)

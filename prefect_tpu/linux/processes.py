@@ -108,6 +108,15 @@ def environment_of(pid: int) -> list[bytes]:
         return []
 
 
+def name_of(pid: int) -> str:
+    """The program's name, without its arguments, which could show secrets; "?" if it is gone."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().strip().decode(errors="backslashreplace")
+    except OSError:
+        return "?"
+
+
 def children(pid: int) -> set[int] | None:
     """Direct children of a process with one thread, zombies too; None if this kernel does not tell."""
     try:

@@ -48,7 +48,13 @@ class Tuning(BaseModel):
     )
     leave_timeout_seconds: Seconds = Field(
         default=60.0,
-        description="After the first host has called runtime.leave(): how long the others may still save, in seconds.",
+        description="After the first host has left, or a slice has gone after a notice: how long the others may still "
+        "save, in seconds.",
+    )
+    exit_timeout_seconds: Seconds = Field(
+        default=600.0,
+        description="How long threads and exit hooks of a function that has ended may take before they are cut, in "
+        "seconds.",
     )
     heartbeat_timeout_seconds: SecondsAbove1 = Field(
         default=10.0, description="Silence of a host's agent after which the host counts as lost, in seconds."

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar, overload
 
+from prefect_tpu.core import clock
 from prefect_tpu.core.errors import NotInGangError
 from prefect_tpu.core.messages import GangContext
 from prefect_tpu.runtime.reporter import Reporter, Send
@@ -38,10 +40,10 @@ class Resizing(Left):
 
 @dataclass(slots=True, eq=False)
 class Drain:
-    """Whether a host of the gang is about to be taken away, and who wants to know."""
+    """Which slices of the gang are about to be taken away, and who wants to know."""
 
-    deadline_unix_seconds: float | None = None
-    noticed: bool = False
+    deadline: datetime | None = None
+    slices: tuple[int, ...] = ()
     callbacks: list[Callable[[], object]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -71,13 +73,20 @@ class Context(GangContext):
     @property
     def draining(self) -> bool:
         """Whether a host of the gang is about to be taken away. Changes while the function runs, back as well."""
-        return self._drain.noticed
+        return bool(self._drain.slices)
+
+    @property
+    def draining_slices(self) -> tuple[int, ...]:
+        """Indices (as `slice_index`) of the slices that are about to be taken away, ascending; the others stay.
+
+        Empty without a notice, and when all are taken back. Changes while the function runs.
+        """
+        return self._drain.slices
 
     @property
     def deadline(self) -> datetime | None:
-        """When it will be taken away (UTC), if it is known."""
-        seconds = self._drain.deadline_unix_seconds
-        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        """When the first of them will be taken away (UTC, by this host's clock), if it is known."""
+        return self._drain.deadline
 
 
 @dataclass(slots=True)
@@ -147,14 +156,15 @@ def offer_more_slices(there: bool) -> None:
         this.more_slices.clear()
 
 
-def tell_drain(draining: bool, deadline_unix_seconds: float | None) -> None:
-    """Whether a host of the gang is about to be taken away, and when: what the driver knows now."""
+def tell_drain(slices: Sequence[int], seconds_left: float | None) -> None:
+    """Which slices of the gang are about to be taken away, and when the first goes: what the driver knows now."""
     if this is None:
         return
     drain = this.drain
     with drain.lock:
-        drain.noticed, drain.deadline_unix_seconds = draining, deadline_unix_seconds
-        if not draining:
+        drain.deadline = None if seconds_left is None else clock.moment(time.time() + seconds_left)
+        drain.slices = tuple(sorted(slices))
+        if not slices:
             return
         callbacks, drain.callbacks = drain.callbacks, []
     call_back(callbacks)
@@ -164,7 +174,7 @@ def call_on_drain(callback: Callable[[], object]) -> None:
     """As `runtime.on_drain`."""
     drain = here().drain
     with drain.lock:
-        if not drain.noticed:
+        if not drain.slices:
             drain.callbacks.append(callback)
             return
     call_back([callback])

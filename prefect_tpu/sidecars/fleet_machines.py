@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_tpu.cluster.start_node import MAX_STARTS, NodePlan
+from prefect_tpu.core import clock
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.linux import processes
 from prefect_tpu.sidecars import fleet_marks, simulated_host
@@ -149,6 +150,8 @@ class Machines:
 
     def drain(self, target: object, seconds: float) -> int:
         """Give a slice notice; how many of its hosts got it."""
+        if not clock.is_notice(seconds):
+            raise CommandRefusedError(f"seconds={seconds:g}: must be {clock.NOTICE_WORDS}")
         hosts = self.find(target, whole=True)
         if any(host.state == "starting" for host in hosts):
             raise CommandRefusedError(f"{hosts[0].slice_name} is still starting")

@@ -177,7 +177,7 @@ class GangTaskRun:
         self._flow_had_ended = self._flow_ended_badly()
         call = Call(body, args, kwargs)
         observer = self._observer = self._observer or self._observe(context.task_run, logger)
-        self._began = time.time()
+        self._began = time.monotonic(), time.time()
 
         def work() -> None:
             try:
@@ -245,7 +245,9 @@ class GangTaskRun:
         except (ConfigurationError, ProvisioningError, SliceUnavailableError) as error:
             self.retries.refuse()  # no repetition mends it; the capacity deadline is a budget of its own
             if not isinstance(error, ConfigurationError):
-                self._record(AttemptReport.without_slices(self._number, str(error), self._began, time.time()))
+                self._record(
+                    AttemptReport.without_slices(self._number, str(error), *self._began, now_seconds=time.monotonic())
+                )
             raise
         except GangCancelledError as error:
             raise asyncio.CancelledError("the gang was cancelled") from error

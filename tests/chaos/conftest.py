@@ -83,6 +83,25 @@ def body(folder: str, first: dict[int, str], then: str) -> dict[str, Any]:
             while not ctx.draining and clock.monotonic() < give_up:
                 clock.sleep(0.05)
             here.leave()
+        case "leave a save behind":
+            import threading
+
+            while not ctx.draining and clock.monotonic() < give_up:
+                clock.sleep(0.05)
+            mine = ctx.slice_index in ctx.draining_slices
+
+            def save() -> None:
+                with pathlib.Path(folder, f"saved-{ctx.process_id}").open("w") as file:
+                    for _ in range(70):
+                        file.write("part\n")
+                        file.flush()
+                        clock.sleep(600 if mine else 0.1)
+
+            if mine or ctx.host_index:
+                save()
+            else:
+                threading.Thread(target=save, name="saver").start()
+                here.leave()
         case "until draining":
             while not ctx.draining and clock.monotonic() < give_up:
                 clock.sleep(0.05)

@@ -33,8 +33,23 @@ def test_a_slice_is_drained_and_killed_at_its_deadline(chaos: Chaos) -> None:
     assert any("will be taken away in" in text for text in lines)
 
 
-def test_a_drain_without_a_deadline(chaos: Chaos) -> None:
+def test_slices_that_stay_may_finish_their_save(chaos: Chaos) -> None:
+    """In the function, and in a thread that it has left; the function knows which slices go."""
+
+    def drain(one: Chaos) -> None:
+        one.fleet.drain(one.ready()[1], 3)
+
+    story = chaos.play(drain, then="leave a save behind")
+    went_on(story, "PREEMPTED", "Preempted", "preemptions")
+    parts = [(chaos.folder / f"saved-{number}").read_text().count("part\n") for number in range(4)]
+    assert parts == [70, 70, 1, 1], "who goes has been ended, who stays has finished"
+    lines = log_messages(chaos.client, story.run.id, "may finish for 60 s (leave_timeout_seconds)")
+    assert not any("its end was cut" in text for _, text in lines)
+
+
+def test_a_drain_without_a_deadline(chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets one by drain_timeout_seconds: the function is told, and the attempt ends then."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_LEAVE_TIMEOUT_SECONDS", "1")
     began: list[float] = []
 
     def drain(one: Chaos) -> None:

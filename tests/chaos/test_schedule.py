@@ -128,11 +128,12 @@ def ended(fault: str, found: list[HostEvidence]) -> Kind | None:
             entered=True,
             failed=one.raised is not None or one.lost is not None or one.crashed,
             failed_clearly=one.lost is not None or (one.raised is not None and not one.raised_by_peer_loss),
+            gone=bool(one.notice),
         )
         for one in found
     ]
-    outside = replace(outside, deadline_passed=fault == "slice drained", hung=fault == "hang")
-    answer = watch.next(hosts, outside, 2.0) or watch.next(hosts, outside, 3.0)
+    outside = replace(outside, hung=fault == "hang")
+    answer = watch.next(hosts, outside, 2.0) or watch.next(hosts, outside, 3.0) or watch.next(hosts, outside, 62.0)
     assert answer in ("judge", Kind.SUCCEEDED)
     return None if answer == "judge" else Kind(answer)
 

@@ -16,11 +16,9 @@ CLEARLY = HostFacts(entered=True, failed=True, failed_clearly=True)
 LEFT = HostFacts(entered=True, failed=True, failed_clearly=True, left=True)
 RESIZES = HostFacts(entered=True, failed=True, failed_clearly=True, left=True, left_to_resize=True)
 QUIET, CANCELLED = OutsideFacts(), OutsideFacts(cancelled=True)
-DRAINING, GONE, HUNG = (
-    OutsideFacts(draining=True),
-    OutsideFacts(draining=True, deadline_passed=True),
-    OutsideFacts(hung=True),
-)
+GONE = HostFacts(entered=True, gone=True)
+GONE_LOST = HostFacts(entered=True, failed=True, failed_clearly=True, gone=True)
+DRAINING, HUNG = OutsideFacts(draining=True), OutsideFacts(hung=True)
 Round = tuple[float, list[HostFacts], OutsideFacts, str | None]
 
 
@@ -37,16 +35,43 @@ TABLE: dict[str, list[Round]] = {
         (9e9, [RETURNED, RETURNED], QUIET, "SUCCEEDED"),
     ],
     "success beats cancel, deadline and hang": [
-        (1, [RETURNED, RETURNED], OutsideFacts(cancelled=True, deadline_passed=True, hung=True), "SUCCEEDED"),
+        (1, [RETURNED, RETURNED], OutsideFacts(cancelled=True, hung=True), "SUCCEEDED"),
     ],
     "a cancel beats the deadline of a notice, and failures": [
-        (1, [RUNS, CLEARLY], OutsideFacts(cancelled=True, deadline_passed=True), "CANCELLED"),
+        (1, [GONE, CLEARLY], OutsideFacts(cancelled=True), "CANCELLED"),
     ],
     "cancelled while it starts": [(1, [STARTS, RUNS], QUIET, None), (2, [STARTS, RUNS], CANCELLED, "CANCELLED")],
     "a notice alone ends nothing, its deadline does": [
         (1, [RUNS, RUNS], DRAINING, None),
         (30, [RUNS, RUNS], DRAINING, None),
-        (31, [RUNS, RUNS], GONE, "judge"),
+        (31, [GONE, GONE], DRAINING, "judge"),
+    ],
+    "at the deadline hosts of slices that stay may finish": [
+        (30, [RUNS, RUNS, RUNS], DRAINING, None),
+        (31, [RUNS, RUNS, GONE], DRAINING, None),
+        (31.2, [RUNS, RUNS, GONE_LOST], DRAINING, None),
+        (45, [RUNS, FAILED, GONE_LOST], DRAINING, None),
+        (60, [RETURNED, FAILED, GONE_LOST], DRAINING, "judge"),
+    ],
+    "but no longer than those that leave are waited for": [
+        (31, [RUNS, GONE], DRAINING, None),
+        (90.9, [RUNS, GONE_LOST], DRAINING, None),
+        (91, [RUNS, GONE_LOST], DRAINING, "judge"),
+    ],
+    "a leave before the deadline: its time counts": [
+        (10, [LEFT, RUNS, RUNS], DRAINING, None),
+        (31, [LEFT, RUNS, GONE], DRAINING, None),
+        (69.9, [LEFT, RUNS, GONE_LOST], DRAINING, None),
+        (70, [LEFT, RUNS, GONE_LOST], DRAINING, "judge"),
+    ],
+    "a host that has not entered has nothing to finish": [
+        (1, [STARTS, RUNS], DRAINING, None),
+        (31, [STARTS, GONE], DRAINING, "judge"),
+    ],
+    "a notice that is taken back too late": [
+        (31, [RUNS, GONE_LOST], DRAINING, None),
+        (40, [RUNS, GONE_LOST], QUIET, None),
+        (91, [RUNS, GONE_LOST], QUIET, "judge"),
     ],
     "a hang": [(1, [RUNS, RUNS], QUIET, None), (2, [RUNS, RETURNED], HUNG, "judge")],
     "one failure: the others are heard for a second": [
@@ -102,7 +127,7 @@ def test_the_timeout_counts_from_the_launch() -> None:
     assert one.next([STARTS, RUNS], QUIET, 4.9) is None
     assert one.next([STARTS, CLEARLY], QUIET, 5.0) is Kind.TIMED_OUT
     assert watch(timeout_seconds=5).next([RETURNED], QUIET, 6.0) is Kind.SUCCEEDED
-    assert watch(timeout_seconds=5).next([RUNS], GONE, 6.0) == "judge"
+    assert watch(timeout_seconds=5).next([GONE], DRAINING, 6.0) == "judge"
 
 
 def test_hosts_that_are_late_have_failed() -> None:
@@ -129,13 +154,13 @@ def test_when_all_have_entered() -> None:
     assert (one.entered_at, one.late) == (2.0, ())
 
 
-some_host = st.sampled_from([STARTS, RUNS, RETURNED, FAILED, CLEARLY, LEFT, RESIZES])
-outsides = st.builds(OutsideFacts, st.booleans(), st.booleans(), st.booleans(), st.booleans())
+some_host = st.sampled_from([STARTS, RUNS, RETURNED, FAILED, CLEARLY, LEFT, RESIZES, GONE, GONE_LOST])
+outsides = st.builds(OutsideFacts, st.booleans(), st.booleans(), st.booleans())
 
 
 @given(st.lists(st.tuples(st.lists(some_host, min_size=3, max_size=3), outsides, st.floats(0, 100)), max_size=12))
 def test_in_whatever_order_rounds_come(rounds: list[tuple[list[HostFacts], OutsideFacts, float]]) -> None:
-    """Success is everybody and nothing else; a failure is judged within the longest window."""
+    """Success is everybody and nothing else; a failure, or a slice that goes, is judged within the longest window."""
     one, now, failing_since = watch(), 0.0, None
     for hosts, outside, seconds in rounds:
         now += seconds
@@ -144,6 +169,6 @@ def test_in_whatever_order_rounds_come(rounds: list[tuple[list[HostFacts], Outsi
         if answer is not None:
             return
         assert not outside.cancelled
-        if any(host.failed for host in hosts):
+        if any(host.failed or host.gone for host in hosts):
             failing_since = now if failing_since is None else failing_since
             assert now - failing_since < LEAVE + 0.001  # sums of floats

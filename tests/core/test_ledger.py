@@ -37,8 +37,9 @@ def report(
     steps: tuple[int, int] | None = None,
     names: tuple[str, ...] = ("slice-0", "slice-1"),
     lost: int | None = None,
+    clock_jumps: float = 0.0,
 ) -> AttemptReport:
-    """An attempt; slice `lost` has gone."""
+    """An attempt; slice `lost` has gone, and the time of day has been set anew before it."""
     whole = gang(*names) if names else None
     evidence = [
         HostEvidence(
@@ -63,7 +64,8 @@ def report(
         launch_seconds=LAUNCH if names else 0.0,
         run_seconds=run if names else 0.0,
         drain_seconds=drain,
-        began_unix_seconds=1_000.0 + began,
+        began_seconds=500.0 + began,
+        began_unix_seconds=1_000_000.0 + began + clock_jumps,
     )
 
 
@@ -187,3 +189,25 @@ def test_other_sizes_show_and_count_for_themselves() -> None:
     assert [entry.slices_before for entry in ledger.entries] == [None, 4, 2]
     assert [entry.lost_steps for entry in ledger.entries] == [0, 0, 0]
     assert ledger.goodput == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("jump", [0.0, -3_600.0, 365 * 86_400.0])
+def test_a_clock_that_is_set_anew_changes_no_length(jump: float) -> None:
+    """An hour back, or a year on (a machine without a clock, at its first NTP answer), between two attempts."""
+    ledger = make_ledger(
+        [
+            report(1, Kind.PREEMPTED, began=0, steps=(0, 100), lost=0),
+            report(2, Kind.PREEMPTED, began=20, steps=(100, 200), lost=0, clock_jumps=jump),
+            report(3, Kind.SUCCEEDED, began=40, steps=(200, 300), clock_jumps=jump),
+        ]
+    )
+    assert [entry.began for entry in ledger.entries] == [0, 20, 40]
+    assert ledger.seconds == 53
+    assert ledger.goodput == pytest.approx(30 / 53)
+    assert ledger.began_unix_seconds == 1_000_000.0
+
+
+def test_an_attempt_without_slices_is_as_long_as_it_was() -> None:
+    """By the clock that does not jump."""
+    one = AttemptReport.without_slices(1, "none", began_seconds=50.0, began_unix_seconds=9e9, now_seconds=57.5)
+    assert (one.lease_seconds, make_ledger([one]).seconds) == (7.5, 7.5)

@@ -239,7 +239,7 @@ def test_restore_ends_a_drain(fleet: LocalFleet) -> None:
         (lambda fleet: fleet.preempt("slice-7"), "no slice 'slice-7'.*slice-0, slice-1"),
         (lambda fleet: fleet.preempt("slice-1/5"), "hosts 0 to 1, not '5'"),
         (lambda fleet: fleet.drain("slice-1/0", 5), "whole slice"),
-        (lambda fleet: fleet.drain("slice-1", 0), "more than 0"),
+        (lambda fleet: fleet.drain("slice-1", 0), "above 0"),
         (lambda fleet: fleet.restore(""), "no slice ''"),
     ],
 )

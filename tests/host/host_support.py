@@ -17,6 +17,7 @@ from prefect_tpu.core.messages import (
     LaunchRequest,
     LogLine,
     LogRecord,
+    Phase,
     Raised,
     Returned,
 )
@@ -87,6 +88,7 @@ class Run:
         ended = self.until_type(Returned, Raised, Exited)
         assert isinstance(ended, Returned), self.events
         result = pickling.loads(payload.parse(self.host.result(self.id)))
+        self.until(lambda event: isinstance(event, Exited) or event == Phase("ended"))
         self.host.finish(self.id)
         self.exited()
         return result

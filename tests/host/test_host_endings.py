@@ -14,8 +14,6 @@ import pytest
 from prefect_tpu import runtime
 from prefect_tpu.core.errors import HostProcessError
 from prefect_tpu.core.messages import Exited, LogLine, Raised, Returned
-from prefect_tpu.host import attempt
-from prefect_tpu.host import supervisor as host_module
 from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux import processes
 from prefect_tpu.linux.ports import free_ports
@@ -207,21 +205,6 @@ def test_stop_before_launch(host: HostSupervisor) -> None:
         host.launch(request, pickling.dumps((print, (), {})))
 
 
-def test_a_thread_that_hangs_after_the_result(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "EXIT_GRACE_SECONDS", 0.5)
-
-    def fn() -> int:
-        import threading
-
-        threading.Thread(target=time.sleep, args=(600,)).start()
-        return 1
-
-    run = Run(host, fn)
-    assert run.value() == 1
-    assert isinstance(run.events[-1], Exited)
-    assert run.events[-1].signal == signal.SIGKILL
-
-
 def test_exit_handlers_and_threads_finish_after_the_result(host: HostSupervisor) -> None:
     def fn() -> int:
         import atexit
@@ -236,22 +219,24 @@ def test_exit_handlers_and_threads_finish_after_the_result(host: HostSupervisor)
     assert run.lines("stdout") == ["from a thread", "at exit"]
 
 
-def test_function_that_raises_with_a_hanging_thread(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "EXIT_GRACE_SECONDS", 0.5)
+def test_function_that_raises_with_a_hanging_thread(host: HostSupervisor) -> None:
+    """It holds the process until the driver cuts it, and is named then."""
 
     def fn() -> None:
         import threading
 
-        threading.Thread(target=time.sleep, args=(600,)).start()
+        threading.Thread(target=time.sleep, args=(600,), name="hangs").start()
         raise ValueError
 
     run = Run(host, fn)
-    assert run.exited().signal == signal.SIGKILL
+    run.until_type(Raised)
+    host.cut(run.id, "as told by a test")
+    assert run.exited().exit_code == 1
+    assert any("thread 'hangs'" in one.message for one in run.records())
 
 
-def test_who_leaves_waits_for_the_others(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_leaves_waits_for_the_others(host: HostSupervisor) -> None:
     """After runtime.leave() only the driver ends the process: other hosts may still save, for a minute."""
-    monkeypatch.setattr(attempt, "EXIT_GRACE_SECONDS", 0.3)
 
     def fn() -> None:
         runtime.leave()

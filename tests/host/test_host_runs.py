@@ -286,7 +286,7 @@ def test_report_sends_the_newest(host: HostSupervisor) -> None:
 
 
 def test_drain_notice_reaches_the_function(host: HostSupervisor) -> None:
-    def fn() -> tuple[bool, object]:
+    def fn() -> tuple[bool, tuple[int, ...], object]:
         import time
 
         from prefect_tpu import runtime
@@ -295,14 +295,16 @@ def test_drain_notice_reaches_the_function(host: HostSupervisor) -> None:
         print("running", ctx.draining)
         while not ctx.draining:
             time.sleep(0.01)
-        return ctx.draining, ctx.deadline
+        return ctx.draining, ctx.draining_slices, ctx.deadline
 
     run = Run(host, fn)
     run.until_line("running False")
-    host.notify_drain(run.id, True, 2_000_000_000.0)
-    draining, deadline = run.value()
+    before = time.time()
+    host.notify_drain(run.id, [1, 0], 1_000.0)
+    draining, slices, deadline = run.value()
     assert draining
-    assert deadline.timestamp() == 2_000_000_000.0
+    assert slices == (0, 1)
+    assert before + 1_000 <= deadline.timestamp() <= time.time() + 1_000
 
 
 def test_a_drain_that_is_taken_back_reaches_the_function(host: HostSupervisor) -> None:
@@ -320,11 +322,11 @@ def test_a_drain_that_is_taken_back_reaches_the_function(host: HostSupervisor) -
         return ctx.draining, ctx.deadline
 
     run = Run(host, fn)
-    host.notify_drain(run.id, True, 2_000_000_000.0)
+    host.notify_drain(run.id, [0], 1_000.0)
     run.until(lambda event: event == Phase("entered"))
-    host.notify_drain(run.id, True, 2_000_000_000.0)
+    host.notify_drain(run.id, [0], 1_000.0)
     run.until_line("draining")
-    host.notify_drain(run.id, False, None)
+    host.notify_drain(run.id, [], None)
     assert run.value() == (False, None)
 
 

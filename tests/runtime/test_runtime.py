@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -61,16 +63,30 @@ def test_context_has_every_field(sent: object) -> None:
 def test_a_context_that_is_held_learns_of_a_drain(sent: object) -> None:
     """And that it is taken back: which notices stand, and the earliest deadline, the driver knows."""
     context = runtime.current()
-    process.tell_drain(True, None)
+    assert context.draining_slices == ()
+    process.tell_drain([1], None)
+    assert context.draining
+    assert context.draining_slices == (1,)
+    assert context.deadline is None
+    process.tell_drain([2, 1], 1_000.0)
+    assert context.draining_slices == (1, 2)
+    assert context.deadline is not None
+    assert abs(context.deadline.timestamp() - time.time() - 1_000.0) < 60
+    assert context.deadline.tzinfo is not None
+    process.tell_drain([], None)
+    assert not context.draining
+    assert context.draining_slices == ()
+    assert context.deadline is None
+
+
+@pytest.mark.parametrize("seconds_left", [1e12, 1e18, 1e300, math.inf, math.nan])
+def test_a_deadline_that_no_calendar_has_is_none(sent: object, seconds_left: float) -> None:
+    """The function is told of the drain all the same."""
+    context = runtime.current()
+    process.tell_drain([0], seconds_left)
     assert context.draining
     assert context.deadline is None
-    process.tell_drain(True, 1_000.0)
-    assert context.deadline is not None
-    assert context.deadline.timestamp() == 1_000.0
-    assert context.deadline.tzinfo is not None
-    process.tell_drain(False, None)
-    assert not context.draining
-    assert context.deadline is None
+    process.tell_drain([], None)
 
 
 def test_a_resize_point_needs_jax_where_hosts_must_agree(sent: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +167,14 @@ def test_callbacks_learn_of_a_drain_once(sent: object) -> None:
 
     runtime.on_drain(fails)
     runtime.on_drain(lambda: called.put(threading.current_thread().name))
-    process.tell_drain(True, 1_900_000_000)
-    process.tell_drain(True, 1_800_000_000)
+    process.tell_drain([0], 1_900)
+    process.tell_drain([0], 1_800)
     runtime.on_drain(late)
     assert {called.get(timeout=10), called.get(timeout=10)} == {"prefect-tpu-drain", "late"}
-    process.tell_drain(False, None)
+    process.tell_drain([], None)
     runtime.on_drain(lambda: called.put("next time"))
     assert called.empty()
-    process.tell_drain(True, None)
+    process.tell_drain([0], None)
     assert called.get(timeout=10) == "next time"
     assert called.empty()
 

@@ -1,12 +1,13 @@
-"""One attempt on one host: forked from the zygote, runs the function, hands over the result, exits.
+"""One attempt on one host: forked from the zygote, runs the function, hands over the result, ends as Python does.
 
-Exit code 0 after the result was handed over, 1 after something was raised and reported, 143 after a cancel.
+Exit code 0 after the result was handed over, 1 after something was raised and reported or the end was cut, 143 after
+a cancel.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
+import contextlib
 import inspect
 import logging
 import os
@@ -24,6 +25,7 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
 from prefect_tpu.host.process.device_watch import DeviceWatch
+from prefect_tpu.host.process.endings import PythonEnd
 from prefect_tpu.host.process.output import log_to, take_streams
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
@@ -34,6 +36,7 @@ from prefect_tpu.wire.channel import receive_command, send_event
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
 """Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""
 EXIT_CODE_CANCELLED = 128 + signal.SIGTERM
+EXIT_CODE_CUT = 1
 
 _NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
 
@@ -46,19 +49,19 @@ def run(channel: int, payload_file: int, result_file: int, stdout: int, stderr: 
     signal.signal(signal.SIGTERM, attempt.on_cancel_signal)
     os.register_at_fork(after_in_child=attempt.reset_signals)
     sys.argv = ["prefect-tpu"]
-    _exit(attempt.run())
+    try:
+        code = attempt.run()
+    except BaseException:  # noqa: BLE001 - a cancel in the very moment in which the function has ended
+        code = attempt.exit_code or 1
+    _exit(code)
 
 
 def _exit(code: int) -> NoReturn:
-    """End as Python does, without taking its modules apart: with JAX among them that costs 0.2 s, and can hang."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+    """End at once: taking Python's modules apart, with JAX among them, costs 0.2 s, and can hang."""
+    with contextlib.suppress(Exception):  # a broken stream
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    except BaseException:  # noqa: BLE001 - a stop in the middle, or a broken stream
-        os._exit(code or 1)
     os._exit(code)
 
 
@@ -70,45 +73,52 @@ class _Attempt:
     stage: Stage = "environment"
     exit_code: int = 0
     cancel_raised: bool = False
+    cancelled: bool = False
+    end: PythonEnd = field(default_factory=PythonEnd)
+    ends: threading.Event = field(default_factory=threading.Event)
     finish: threading.Event = field(default_factory=threading.Event)
     classes: pickling.ClassesOfDriver | None = None
     gang: process.HostProcess | None = None
     devices: DeviceWatch | None = None
 
     def run(self) -> int:
-        self.exit_code = EXIT_CODE_CANCELLED
-        try:
-            returned = self._work()
-        except process.Cancelled:
-            return self.exit_code
-        except process.Left as error:
-            # Others may still save; if JAX's coordinator went now, they would be torn out of it.
-            self.exit_code = 1
-            self.send(self._raised(error, left="resize" if isinstance(error, process.Resizing) else "drain"))
-            self.finish.wait()
-            return self.exit_code
-        except BaseException as error:  # noqa: BLE001 - whatever is raised is told to the driver
-            self.exit_code = 1
-            self.send(self._raised(error))
-            return self.exit_code
-        try:
-            if jax_api.is_distributed():
+        """Call the function, tell what came of it, end as Python does. Returns the exit code."""
+        told = self._call()
+        self.ends.set()
+        if told is not None:
+            self.send(told)
+        jax_api.keep_until_the_end()
+        self.end.run()
+        distributed = jax_api.is_distributed()
+        if told is not None:
+            self.send(Phase("ended"))
+            # Threads of other hosts may still need JAX's coordinator, and who left holds up nobody.
+            if distributed or isinstance(told, Returned) or told.left:
+                self.finish.wait()
+        if self.exit_code == 0 and not self.cancelled:
+            if distributed:
                 jax_api.mute_native_errors()
-            self.send(returned)
-            self.finish.wait()
             jax_api.shut_down()
-            self.exit_code = 0
-        except process.Cancelled:
-            return self.exit_code
+        elif distributed:
+            return self.exit_code  # or JAX would wait for peers that hang because of what happened here
+        jax_api.clean_up()
         return self.exit_code
 
-    def _leave(self) -> None:
-        """After a failure, do not let JAX wait at exit for peers that hang because of it."""
-        if self.exit_code != 0 and jax_api.is_distributed():
-            logging.shutdown()
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            os._exit(self.exit_code)
+    def _call(self) -> Returned | Raised | None:
+        """What the driver is told; None after a cancel."""
+        self.exit_code = EXIT_CODE_CANCELLED
+        try:
+            told: Returned | Raised = self._work()
+            self.exit_code = 0
+        except process.Cancelled:
+            return None
+        except process.Left as error:
+            self.exit_code = 1
+            return self._raised(error, left="resize" if isinstance(error, process.Resizing) else "drain")
+        except BaseException as error:  # noqa: BLE001 - whatever is raised is told to the driver
+            self.exit_code = 1
+            return self._raised(error)
+        return told
 
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
@@ -125,8 +135,6 @@ class _Attempt:
             self.stage = "jax"
             jax_api.start(request.jax)
             self.send(Phase("initialized"))
-        # Runs after what the function registers, before what JAX did when it was imported.
-        atexit.register(self._leave)
         self.stage = "unpickle"
         fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
         self.classes = pickling.ClassesOfDriver()
@@ -177,6 +185,7 @@ class _Attempt:
             self.devices.look()
             if not ready:
                 self.gang.reporter.flush()
+                self.end.say_what_it_waits_for()
                 continue
             command = receive_command(self.channel)
             if command is None:
@@ -185,22 +194,37 @@ class _Attempt:
                 case "cancel":
                     self._cancel()
                 case "drain":
-                    process.tell_drain(command["draining"], command["deadline_unix_seconds"])
+                    process.tell_drain(command["draining_slices"], command["seconds_left"])
                     if command["tell_jax"]:
                         jax_api.tell_of_preemption()
                 case "offer":
                     process.offer_more_slices(command["there"])
                 case "finish":
                     self.finish.set()
+                case "cut":
+                    self._cut(command["why"])
 
     def _cancel(self) -> None:
         if self.stage in ("environment", "jax"):
             os._exit(EXIT_CODE_CANCELLED)  # no user code has run; JAX may block for minutes
+        if self.ends.is_set():  # threads and exit hooks have the grace for themselves
+            self.cancelled = True
+            self.finish.set()
+            return
         if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:  # else the function handles it itself
             signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
 
+    def _cut(self, why: str) -> NoReturn:
+        """Name what has not ended, and end it."""
+        running = self.end.what_runs()
+        if running:
+            logging.getLogger("prefect_tpu").warning(
+                "its end was cut, as %s: %s had not ended; what it had not finished is lost", why, running
+            )
+        os._exit(self.exit_code or EXIT_CODE_CUT)
+
     def on_cancel_signal(self, *_: Any) -> None:
-        if not self.cancel_raised:
+        if not self.cancel_raised and not self.ends.is_set():
             self.cancel_raised = True
             raise process.Cancelled("the gang is cancelled; this process is killed when the grace period is over")
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from prefect_tpu.core.messages import JaxInit
 
 JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
-"""Less than the grace that the agent gives a process that has returned."""
+"""Less than the grace that the agent gives a process whose threads and exit hooks are done."""
 COORDINATOR_CONNECT_SECONDS = 5.0
 COORDINATOR_RETRY_SECONDS = 0.01
 
@@ -90,6 +92,22 @@ def tell_of_preemption() -> None:
 
     if distributed.global_state.preemption_sync_manager is not None:  # else SIGTERM is a cancel
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def keep_until_the_end() -> None:
+    """JAX takes itself apart in an exit hook; other hooks, and threads of other hosts, may still need it."""
+    if (hook := _clean_up()) is not None:
+        atexit.unregister(hook)
+
+
+def clean_up() -> None:
+    """What JAX's own exit hook does."""
+    if (hook := _clean_up()) is not None:
+        hook()
+
+
+def _clean_up() -> Callable[[], None] | None:
+    return getattr(sys.modules.get("jax._src.api"), "clean_up", None)
 
 
 def shut_down() -> None:

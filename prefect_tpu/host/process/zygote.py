@@ -13,7 +13,9 @@ import os
 import select
 import signal
 import socket
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -22,6 +24,11 @@ from prefect_tpu.linux import processes
 from prefect_tpu.wire.channel import receive, receive_command, send_command
 
 NUM_FORK_DESCRIPTORS = 5
+LEFT_BEHIND_SECONDS = 0.3
+"""What a process has left may end by itself for so long, as helpers do that see their parent go."""
+LEFT_BEHIND_LOOK_SECONDS = 0.02
+MAX_NAMED = 100
+"""Of the processes that were left."""
 
 
 def main(descriptor: int) -> None:
@@ -136,8 +143,7 @@ class _Zygote:
                 return
             pid = ended.si_pid
             if pid in self.attempts:
-                if self._left_behind():
-                    self._kill(pid)
+                left = self._end_what_is_left(pid) if self._left_behind() else []
                 attempt = self.attempts.pop(pid)
                 by_signal = ended.si_code != os.CLD_EXITED
                 send_command(
@@ -146,6 +152,7 @@ class _Zygote:
                     attempt=attempt,
                     exit_code=None if by_signal else ended.si_status,
                     signal=ended.si_status if by_signal else None,
+                    left=left,
                 )
             os.waitpid(pid, 0)
 
@@ -158,7 +165,26 @@ class _Zygote:
         children = processes.children(os.getpid())
         return children is None or not children <= self.attempts.keys()
 
+    def _end_what_is_left(self, pid: int) -> list[str]:
+        """Kill what an attempt has left, once it had a moment to end by itself; what had to be, by name and number."""
+        give_up = time.monotonic() + LEFT_BEHIND_SECONDS
+        find = self._finder(pid)
+        while True:
+            table = processes.snapshot()
+            left = sorted(one for one in find(table) - {pid} if one in table and table[one].alive)
+            if not left or time.monotonic() >= give_up:
+                break
+            time.sleep(LEFT_BEHIND_LOOK_SECONDS)
+        names = [f"{processes.name_of(one)} ({one})" for one in left[:MAX_NAMED]]
+        names += [str(one) for one in left[MAX_NAMED:]]
+        processes.kill_all(find)
+        return names
+
     def _kill(self, pid: int) -> None:
+        processes.kill_all(self._finder(pid))
+
+    def _finder(self, pid: int) -> Callable[[processes.Table], set[int]]:
+        """Finds an attempt's process and all that comes from it."""
         attempt = self.attempts[pid]
 
         def find(table: processes.Table) -> set[int]:
@@ -172,7 +198,7 @@ class _Zygote:
                         found |= processes.descendants(table, one.pid)
             return found
 
-        processes.kill_all(find)
+        return find
 
     def _end(self) -> NoReturn:
         me = os.getpid()
