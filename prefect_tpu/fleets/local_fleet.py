@@ -42,6 +42,7 @@ class LocalFleet:
         object_store_bytes_per_host: of Ray's object store on each host.
         object_store_directory: where it lives; None for shared memory, or the disk if that is too small.
         start_timeout_seconds: for starting, restoring and adding hosts.
+        dashboard_agents: each host gets Ray's agent for metrics, profiles and jobs, where `ray[default]` is installed.
 
     Raises:
         TopologyError: unknown type or topology, or it does not divide into hosts.
@@ -56,6 +57,7 @@ class LocalFleet:
     object_store_bytes_per_host: int = DEFAULT_OBJECT_STORE_BYTES
     object_store_directory: str | None = None
     start_timeout_seconds: float = DEFAULT_START_TIMEOUT_SECONDS
+    dashboard_agents: bool = False
 
     def __post_init__(self) -> None:
         _check_whole("slices", self.slices, 0, MAX_SLICES)
@@ -68,6 +70,10 @@ class LocalFleet:
         seconds = self.start_timeout_seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
             raise ConfigurationError(f"LocalFleet(start_timeout_seconds={seconds!r}): must be more than 0")
+        if not isinstance(self.dashboard_agents, bool):
+            raise ConfigurationError(
+                f"LocalFleet(dashboard_agents={self.dashboard_agents!r}): must be True or False"
+            )
         self.shape  # noqa: B018 - checks type, topology and chips
 
     @property
@@ -265,6 +271,7 @@ def configuration(fleet: LocalFleet) -> dict[str, Any]:
         "cpus_per_host": fleet.cpus_per_host,
         "object_store_bytes_per_host": fleet.object_store_bytes_per_host,
         "object_store_directory": fleet.object_store_directory,
+        "dashboard_agents": fleet.dashboard_agents,
     }
 
 
