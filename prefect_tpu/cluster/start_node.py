@@ -17,6 +17,7 @@ MIN_OBJECT_STORE_BYTES = 80 * 1024 * 1024
 MAX_STARTS = 3
 """Of one node: Ray gives a raylet 30 s to register, which on a busy machine can be too little."""
 RAYLET_CHECK_SECONDS = 0.5
+_METRICS = "RAY_enable_metrics_collection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,11 @@ def import_ray() -> None:
 def leave_out_dashboard_agents() -> None:
     """Nodes that this process starts have agents that serve nothing, as where `ray[default]` is not installed.
 
-    Ray has no switch for it. It looks whether its dashboard's packages can be imported, and starts agents accordingly.
+    Ray has no switch for it. It looks whether its dashboard's packages can be imported, and starts agents accordingly;
+    such agents would still serve metrics.
     """
     sys.modules["ray.dashboard.optional_deps"] = None  # type: ignore[assignment]
+    os.environ[_METRICS] = "0"
 
 
 def start_node(plan: NodePlan) -> RayNode:

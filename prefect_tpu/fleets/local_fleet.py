@@ -71,9 +71,7 @@ class LocalFleet:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
             raise ConfigurationError(f"LocalFleet(start_timeout_seconds={seconds!r}): must be more than 0")
         if not isinstance(self.dashboard_agents, bool):
-            raise ConfigurationError(
-                f"LocalFleet(dashboard_agents={self.dashboard_agents!r}): must be True or False"
-            )
+            raise ConfigurationError(f"LocalFleet(dashboard_agents={self.dashboard_agents!r}): must be True or False")
         self.shape  # noqa: B018 - checks type, topology and chips
 
     @property
@@ -114,7 +112,8 @@ class LocalFleet:
         """
         from prefect_tpu.cluster import session
 
-        session.connect(_registry.start(self, say).address)
+        running = _registry.start(self, say)
+        session.connect(running.address, token_of=lambda _: running.supervisor.token)
 
     def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:  # noqa: ARG002
         """None: it has the slices that it was made with."""
@@ -190,6 +189,11 @@ class _Running:
         return self.supervisor.request(do, timeout_seconds=timeout_seconds, **arguments)
 
 
+def token_of(address: str) -> str | None:
+    """Of the local fleet of this process at "host:port"."""
+    return _registry.token_of(address)
+
+
 class _Registry:
     """The local fleets of this process, by configuration."""
 
@@ -206,6 +210,11 @@ class _Registry:
         with self._lock:
             running = self._running.get(fleet)
         return running if running is not None and running.supervisor.alive else None
+
+    def token_of(self, address: str) -> str | None:
+        with self._lock:
+            found = [one.supervisor for one in self._running.values() if one.address == address]
+        return next((one.token for one in found if one.alive), None)
 
     def start(self, fleet: LocalFleet, say: Say | None) -> _Running:
         with self._lock:
