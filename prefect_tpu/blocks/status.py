@@ -61,9 +61,11 @@ def check(status: Mapping[str, Any], fleet: Fleet, shape: SliceShape, sizes: Seq
 
 
 def _look_at(fleet: Fleet) -> FleetSummary | None:
-    from prefect_tpu.cluster import inventory, session
+    from prefect_tpu.cluster import addresses, auth, inventory
+    from prefect_tpu.fleets.tokens import token_of
 
-    address = (
-        session.resolve_address(fleet.address) if isinstance(fleet, RayFleet | QueuedResourceFleet) else fleet.address
-    )
-    return inventory.summary_at(address) if address else None
+    address = addresses.resolve(fleet.address) if isinstance(fleet, RayFleet | QueuedResourceFleet) else fleet.address
+    if not address:
+        return None
+    with auth.at(address, token_of):
+        return inventory.summary_at(address)

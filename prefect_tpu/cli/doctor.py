@@ -167,11 +167,13 @@ def _cluster(address: str | None) -> Iterator[Finding]:
             "prefect-tpu doctor --address auto",
         )
         return
-    from prefect_tpu.cluster import inventory, session
+    from prefect_tpu.cluster import auth, inventory, session
     from prefect_tpu.fleets.survey import survey
+    from prefect_tpu.fleets.tokens import token_of
 
+    yield Finding("Ray's token", None, auth.describe())
     try:
-        target = session.connect(address)
+        target = session.connect(address, token_of=token_of)
     except ConfigurationError as error:
         yield Finding(
             "Ray", False, str(error), "give the address of a cluster that runs, from a machine that is part of it"

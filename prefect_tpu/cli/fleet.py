@@ -69,11 +69,12 @@ def up(
 @fleet_app.command
 def status(*, name: Name = "default", json: Json = False) -> None:
     """Show every slice: its hosts, and whether a gang has it."""
-    from prefect_tpu.cluster import inventory
+    from prefect_tpu.cluster import auth, inventory
     from prefect_tpu.fleets import local_daemon
 
     found = local_daemon.request(name, "status", progress(json))
-    seen = {one.name: one for one in inventory.summary_at(found["address"]).slices}
+    with auth.at(found["address"], local_daemon.token_of):
+        seen = {one.name: one for one in inventory.summary_at(found["address"]).slices}
     for one in found["slices"]:
         in_ray = seen.get(one["name"])
         one["state"] = _state_of(one["hosts"])

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import NoReturn
 
 import ray
-from ray._private import auto_init_hook, services
+from ray._private import auto_init_hook
 from ray._private.worker import WORKER_MODE, global_worker
+from ray.exceptions import RayError
 
+from prefect_tpu.cluster import addresses, auth
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.linux import probe
 
 log = logging.getLogger("prefect_tpu.session")
 
 DEFAULT_NAMESPACE = "prefect_tpu"
-REACH_TIMEOUT_SECONDS = 5.0
-"""How long the cluster's port may take to answer; Ray's own wait, which comes after it, is much longer."""
 CONNECT_TIMEOUT_SECONDS = 60.0
 """How long Ray may take to connect once the port has answered."""
 
@@ -33,7 +35,7 @@ class _Session:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.address: str | None = None
-        self.node: object = None
+        self.node: Callable[[], object] = lambda: None  # weakly: that Ray drops it is how its end shows
         self.ours = False
         self.holds = 0
         self.generation = 0
@@ -42,28 +44,31 @@ class _Session:
 _session = _Session()
 
 
-def connect(address: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
+def connect(address: str, *, namespace: str = DEFAULT_NAMESPACE, token_of: auth.TokenOf | None = None) -> str:
     """Connect this process to a Ray cluster, or find that it is connected already. From any thread.
 
     Args:
         address: "host:port" of the cluster, or "auto" for the one that runs on this machine (or the one in
             RAY_ADDRESS).
         namespace: Ray's namespace for named actors.
+        token_of: knows the tokens of our own fleets; others' are where Ray looks for them.
 
     Returns:
         The cluster's "host:port".
 
     Raises:
-        ConfigurationError: not an address, not reachable, connected elsewhere, or called inside a Ray worker.
+        ConfigurationError: not an address, not reachable, connected elsewhere, called inside a Ray worker, or the
+            cluster asks for a token that this process does not have.
     """
     _refuse_inside_ray_worker()
-    _refuse_ray_client(address)
+    addresses.refuse_ray_client(address)
     with _session.lock:
         _notice_foreign_shutdown()
         if ray.is_initialized():
             current = _current_address()
-            if address == "auto" or _same(address, current):
+            if address == "auto" or addresses.same(address, current):
                 if _session.address != current:
+                    auth.check_open(current)
                     _adopt(current, ours=False)
                 return current
             if not _session.ours:
@@ -79,9 +84,15 @@ def connect(address: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
                     "on the second, or run them as two flow runs."
                 )
             _disconnect_locked()
-        target = _resolve(address)
-        _check_reachable(target, address)
-        _off_main_thread(lambda: _init(target, namespace))
+        target = addresses.resolve(address)
+        access = auth.access_to(target, token_of, found=address == "auto")
+        auth.enter(target, access)
+        try:
+            _off_main_thread(lambda: _init(target, namespace, access))
+        except BaseException:
+            auth.leave()
+            raise
+        auth.leave_with_connection()
         _adopt(target, ours=True)
         return target
 
@@ -135,7 +146,7 @@ def address() -> str | None:
 def _adopt(address: str, *, ours: bool) -> None:
     # Should somebody shut Ray down, no call of ours may start a new cluster on this machine unasked.
     auto_init_hook.enable_auto_connect = False
-    _session.address, _session.node, _session.ours = address, global_worker.node, ours
+    _session.address, _session.node, _session.ours = address, weakref.ref(global_worker.node), ours
     _session.generation += 1
     if not ours:
         log.warning(
@@ -149,13 +160,14 @@ def _disconnect_locked() -> None:
     _session.address, _session.ours = None, False
     _session.generation += 1
     _off_main_thread(ray.shutdown)
+    auth.leave()
     auto_init_hook.enable_auto_connect = _AUTO_CONNECT
 
 
 def _notice_foreign_shutdown() -> None:
     """Somebody else (a RayTaskRunner that ends, the user) may have shut Ray down under us."""
     # Looks at Python objects only: Ray ends the process when its core is asked something while it shuts down.
-    if _session.address is None or (ray.is_initialized() and global_worker.node is _session.node):
+    if _session.address is None or (ray.is_initialized() and global_worker.node is _session.node()):
         return
     log.warning(
         "The Ray connection to %s was closed or replaced outside prefect_tpu%s. Do not call ray.shutdown(), and "
@@ -172,20 +184,22 @@ def _current_address() -> str:
     return address
 
 
-def _init(target: str, namespace: str) -> None:
+def _init(target: str, namespace: str, access: auth.Access) -> None:
     # Ray warns on every start off the main thread that it leaves SIGTERM alone, which is what we want.
     ray_log = logging.getLogger("ray._private.worker")
     level = ray_log.level
     ray_log.setLevel(logging.ERROR)
+    is_loopback = probe.is_loopback(target.rpartition(":")[0])
     try:
-        ray.init(
-            address=target,
-            namespace=namespace,
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        with auth.while_ray_connects(access), addresses.loopback_stays() if is_loopback else contextlib.nullcontext():
+            ray.init(
+                address=target,
+                namespace=namespace,
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level=logging.ERROR,
+            )
+    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ConfigurationError(
             f"Ray at {target} answers, but this process cannot join it: {error} The driver must run on a host of "
             "that Ray cluster, with the cluster's Ray and Python versions. Beside a cluster, "
@@ -217,67 +231,6 @@ def _off_main_thread(do: Callable[[], object]) -> None:
         raise failure[0]
 
 
-def resolve_address(address: str) -> str:
-    """The "host:port" of "auto" or "host:port", once something listens there. Connects nothing.
-
-    Raises:
-        ConfigurationError: there is no such cluster, or it does not answer.
-    """
-    _refuse_ray_client(address)
-    target = _resolve(address)
-    _check_reachable(target, address)
-    return target
-
-
-def _resolve(address: str) -> str:
-    try:
-        target: str | None = services.canonicalize_bootstrap_address(address)
-    except (ConnectionError, ValueError, OSError) as error:
-        if address == "auto":
-            raise ConfigurationError(
-                f"No Ray cluster runs on this machine (address 'auto': looked at RAY_ADDRESS, at Ray's own note "
-                f"of its last start, and at running processes): {error} Start Ray here, give host:port, or use "
-                "LocalFleet() for simulated slices."
-            ) from error
-        raise ConfigurationError(
-            f"{address!r} is not an address of a Ray cluster: {error} Give 'auto' or 'host:port'."
-        ) from error
-    if target is None or target == "auto":
-        raise ConfigurationError(
-            f"No Ray cluster found for address {address!r} (looked at RAY_ADDRESS, at Ray's own note of its last "
-            "start, and at running processes). Start Ray here, give host:port, or use LocalFleet() for simulated "
-            "slices."
-        )
-    _refuse_ray_client(target)
-    return target
-
-
-def _check_reachable(target: str, asked: str) -> None:
-    host, _, port = target.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_SECONDS):
-            return
-    except (OSError, ValueError) as error:
-        via = "" if asked == target else f" (address {asked!r})"
-        raise ConfigurationError(
-            f"Ray at {target}{via} does not answer: {error}, tried for at most {REACH_TIMEOUT_SECONDS:g} s. Is the "
-            "cluster up, and is this its GCS port (6379 by default)? Start it, correct the address, or use "
-            "LocalFleet() for simulated slices."
-        ) from error
-
-
-def _refuse_ray_client(address: str) -> None:
-    if not isinstance(address, str) or not address:
-        raise ConfigurationError(f"A Ray address is 'auto' or 'host:port', got {address!r}.")
-    if address.startswith("ray://"):
-        raise ConfigurationError(
-            f"{address!r} is a Ray Client address. Gangs move results and arguments through Ray's object store on "
-            "the driver's own host, and Ray Client has none there. Run the flow on a host of the cluster and use "
-            "'auto' or its 'host:port' (6379 by default); beside a cluster, RayFleet('host:port', join=True) "
-            "makes this machine part of it."
-        )
-
-
 def _refuse_inside_ray_worker() -> None:
     if global_worker.connected and global_worker.mode == WORKER_MODE:
         _refuse_inside("a Ray worker process (by a RayTaskRunner, or in a Ray task or actor)")
@@ -296,12 +249,3 @@ def _refuse_inside(where: str) -> NoReturn:
         f"A gang was started inside {where}. Start it from the flow: gangs are reached from the process that the "
         "Prefect engine runs in, and a gang task's .submit() needs no thread of the flow's own task runner."
     )
-
-
-def _same(asked: str, current: str) -> bool:
-    if asked == current:
-        return True
-    try:
-        return bool(services.canonicalize_bootstrap_address(asked) == current)
-    except (ConnectionError, ValueError, OSError):
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ MIN_OBJECT_STORE_BYTES = 80 * 1024 * 1024
 MAX_STARTS = 3
 """Of one node: Ray gives a raylet 30 s to register, which on a busy machine can be too little."""
 RAYLET_CHECK_SECONDS = 0.5
+_METRICS = "RAY_enable_metrics_collection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class NodePlan:
         gcs_address: of the head; None makes this the head.
         cpus, object_store_bytes, object_store_directory, resources, labels: what Ray is told.
         environment: variables beside those of the process that starts it.
+        address: that it listens on; None for the one that Ray finds, which is the outer one.
+        dashboard_agent: whether it gets Ray's agent for dashboards, metrics and jobs, where that is installed.
     """
 
     name: str
@@ -39,6 +43,8 @@ class NodePlan:
     resources: dict[str, float]
     labels: dict[str, str]
     environment: dict[str, str]
+    address: str | None = None
+    dashboard_agent: bool = True
 
 
 class RayNode:
@@ -94,6 +100,16 @@ def import_ray() -> None:
     import ray._private.node  # noqa: F401
 
 
+def leave_out_dashboard_agents() -> None:
+    """Nodes that this process starts have agents that serve nothing, as where `ray[default]` is not installed.
+
+    Ray has no switch for it. It looks whether its dashboard's packages can be imported, and starts agents accordingly;
+    such agents would still serve metrics.
+    """
+    sys.modules["ray.dashboard.optional_deps"] = None  # type: ignore[assignment]
+    os.environ[_METRICS] = "0"
+
+
 def start_node(plan: NodePlan) -> RayNode:
     """The node of a plan, started on the main thread."""
     from ray._private.node import Node
@@ -101,7 +117,10 @@ def start_node(plan: NodePlan) -> RayNode:
 
     is_head = plan.gcs_address is None
     os.makedirs(plan.directory, exist_ok=True)
+    if not plan.dashboard_agent:
+        leave_out_dashboard_agents()
     params: Any = RayParams(
+        node_ip_address=plan.address,
         num_cpus=plan.cpus,
         num_gpus=0,
         # Explicit, or Ray would look for chips and count real ones of this machine.

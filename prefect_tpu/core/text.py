@@ -64,7 +64,7 @@ class CleanText:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type] - of those who inherit
+        for one in fields(self):  # type: ignore[arg-type]  # of those who inherit
             value = getattr(self, one.name)
             if value and type(value) in (str, tuple, dict):
                 object.__setattr__(self, one.name, _bounded(value))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import subprocess
 import tempfile
@@ -13,10 +12,11 @@ import time
 from dataclasses import dataclass
 from typing import IO
 
-from prefect_tpu.cluster import exit_hooks, session
+from prefect_tpu.cluster import addresses, auth, exit_hooks, session
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.fleets.fleet import Say
 from prefect_tpu.fleets.local_environment import supervisor_environment
+from prefect_tpu.fleets.tokens import token_of
 from prefect_tpu.linux.programs import start_program
 
 START_SECONDS = 120.0
@@ -54,8 +54,8 @@ def connect(address: str, *, namespace: str, joining: bool, say: Say | None) -> 
     if say is not None and session.address() is None:
         say(f"connecting to Ray at {address}" + (", joining it first" if joining else ""))
     if joining and session.address() != address:
-        join(session.resolve_address(address))
-    return session.connect(address, namespace=namespace)
+        join(addresses.resolve(address))
+    return session.connect(address, namespace=namespace, token_of=token_of)
 
 
 def join(address: str) -> None:
@@ -69,12 +69,14 @@ def join(address: str) -> None:
         if _joined is not None and _joined.address == address and _joined.process.poll() is None:
             return
         _leave_locked()
+        access = auth.access_to(address, token_of)
+        auth.check(address, access)
         directory = tempfile.mkdtemp(prefix="ptpu-")
         with tempfile.TemporaryFile() as log:
             process = start_program(
                 "prefect_tpu.sidecars.joined_node",
                 [address, directory, str(OBJECT_STORE_BYTES)],
-                environment=supervisor_environment() | _access(),
+                environment=supervisor_environment() | access.environment(),
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
@@ -101,11 +103,6 @@ def _leave_locked() -> None:
     joined, _joined = _joined, None
     if joined is not None:
         _end(joined.process)
-
-
-def _access() -> dict[str, str]:
-    """How the driver itself gets into a cluster that asks for a token; hosts get no secrets otherwise."""
-    return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
 
 
 def _is_up(process: subprocess.Popen[bytes]) -> bool:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -27,13 +28,18 @@ COMMAND_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 20.0
 END_SECONDS = 5.0
 """A process whose pipes are closed is gone a moment later."""
+TOKEN_BYTES = 32
 LOG_TAIL_LINES = 15
 log = logging.getLogger("prefect_tpu.fleet")
 Progress = Callable[[str], None]
 
 
 class SupervisorProcess:
-    """A fleet supervisor that this process started. It ends when this process does, however that happens."""
+    """A fleet supervisor that this process started. It ends when this process does, however that happens.
+
+    Attributes:
+        token: lets into the fleet's Ray cluster. The supervisor and Ray's processes have it in their environment.
+    """
 
     def __init__(self, config: dict[str, Any], progress: Progress, log: IO[bytes] | None = None) -> None:
         # Open for as long as the supervisor lives; it goes with this object.
@@ -46,10 +52,11 @@ class SupervisorProcess:
             "owner_pid": os.getpid(),
             "owner_start": processes.start_of(os.getpid()),
         }
+        self.token = secrets.token_hex(TOKEN_BYTES)
         self.process = start_program(
             "prefect_tpu.sidecars.fleet_supervisor",
             [json.dumps(config)],
-            environment=supervisor_environment(),
+            environment=supervisor_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token},
             directory="/",
             stdout=subprocess.PIPE,
             stderr=self._log,

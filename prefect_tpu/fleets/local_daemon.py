@@ -10,7 +10,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class FleetState:
         control: unix socket for commands.
         log: what the supervisor wrote.
         start_timeout_seconds: for restoring and adding hosts.
+        token: lets into its Ray cluster; only its owner can read the file.
     """
 
     name: str
@@ -51,6 +52,7 @@ class FleetState:
     control: str
     log: str
     start_timeout_seconds: float
+    token: str = field(default="", repr=False)
 
     @property
     def alive(self) -> bool:
@@ -85,7 +87,7 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
             progress(_stale_text(old))
             file.unlink(missing_ok=True)
         log = file.with_suffix(".log")
-        with open(log, "w+b") as log_file:
+        with open(log, "w+b", opener=_for_owner_alone) as log_file:
             supervisor = SupervisorProcess(configuration(fleet), progress, log_file)
             try:
                 ready = supervisor.wait_ready(fleet.start_timeout_seconds)
@@ -97,6 +99,7 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
                     control=ready["control"],
                     log=str(log),
                     start_timeout_seconds=fleet.start_timeout_seconds,
+                    token=supervisor.token,
                 )
                 _write(file, state)
                 supervisor.let_go(str(file))
@@ -123,6 +126,16 @@ def find(name: str) -> FleetState:
         raise FleetNotUpError(f"No fleet called {name!r} is up.{hint} {start}")
     file.unlink(missing_ok=True)
     raise FleetNotUpError(f"{_stale_text(state)}{hint} {start}")
+
+
+def token_of(address: str) -> str | None:
+    """Of the fleet of this user that is up at "host:port", whatever its name is."""
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or not readable: none of ours
+        for file in sorted(state_directory().glob("*.json")):
+            state = _read(file)
+            if state is not None and state.address == address and state.alive:
+                return state.token or None
+    return None
 
 
 def request(name: str, do: str, progress: Progress, *, starts_hosts: bool = False, **arguments: Any) -> Any:
@@ -172,14 +185,16 @@ def _read(file: Path) -> FleetState | None:
 
 def _write(file: Path, state: FleetState) -> None:
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(asdict(state), indent=1))
+    with open(part, "w", opener=_for_owner_alone) as text:
+        text.write(json.dumps(asdict(state), indent=1))
     part.replace(file)
 
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file.with_suffix(".lock"), "w") as lock:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.parent.chmod(0o700)  # an earlier version made it readable for all
+    with open(file.with_suffix(".lock"), "w", opener=_for_owner_alone) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -187,6 +202,13 @@ def _locked(file: Path) -> Iterator[None]:
                 f"Another `prefect-tpu fleet up` starts the fleet {file.stem!r} right now. Wait for it."
             ) from None
         yield
+
+
+def _for_owner_alone(path: str, flags: int) -> int:
+    """Opens a file of mode 0600, also one that is there already."""
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _stale_text(state: FleetState) -> str:

@@ -43,6 +43,7 @@ class LocalFleet:
         object_store_bytes_per_host: of Ray's object store on each host.
         object_store_directory: where it lives; None for shared memory, or the disk if that is too small.
         start_timeout_seconds: for starting, restoring and adding hosts.
+        dashboard_agents: each host gets Ray's agent for metrics, profiles and jobs, where `ray[default]` is installed.
 
     Raises:
         TopologyError: unknown type or topology, or it does not divide into hosts.
@@ -57,6 +58,7 @@ class LocalFleet:
     object_store_bytes_per_host: int = DEFAULT_OBJECT_STORE_BYTES
     object_store_directory: str | None = None
     start_timeout_seconds: float = DEFAULT_START_TIMEOUT_SECONDS
+    dashboard_agents: bool = False
 
     def __post_init__(self) -> None:
         _check_whole("slices", self.slices, 0, MAX_SLICES)
@@ -69,6 +71,8 @@ class LocalFleet:
         seconds = self.start_timeout_seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
             raise ConfigurationError(f"LocalFleet(start_timeout_seconds={seconds!r}): must be more than 0")
+        if not isinstance(self.dashboard_agents, bool):
+            raise ConfigurationError(f"LocalFleet(dashboard_agents={self.dashboard_agents!r}): must be True or False")
         self.shape  # noqa: B018 - checks type, topology and chips
 
     @property
@@ -109,7 +113,8 @@ class LocalFleet:
         """
         from prefect_tpu.cluster import session
 
-        session.connect(_registry.start(self, say).address)
+        running = _registry.start(self, say)
+        session.connect(running.address, token_of=lambda _: running.supervisor.token)
 
     def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:  # noqa: ARG002
         """None: it has the slices that it was made with."""
@@ -198,6 +203,11 @@ class _Running:
         return self.supervisor.request(do, timeout_seconds=timeout_seconds, **arguments)
 
 
+def token_of(address: str) -> str | None:
+    """Of the local fleet of this process at "host:port"."""
+    return _registry.token_of(address)
+
+
 class _Registry:
     """The local fleets of this process, by configuration."""
 
@@ -220,6 +230,11 @@ class _Registry:
         with self._lock:
             running = self._running.get(fleet)
         return None if running is None or running.supervisor.alive else running.supervisor.obituary()
+
+    def token_of(self, address: str) -> str | None:
+        with self._lock:
+            found = [one.supervisor for one in self._running.values() if one.address == address]
+        return next((one.token for one in found if one.alive), None)
 
     def start(self, fleet: LocalFleet, say: Say | None) -> _Running:
         with self._lock:
@@ -287,6 +302,7 @@ def configuration(fleet: LocalFleet) -> dict[str, Any]:
         "cpus_per_host": fleet.cpus_per_host,
         "object_store_bytes_per_host": fleet.object_store_bytes_per_host,
         "object_store_directory": fleet.object_store_directory,
+        "dashboard_agents": fleet.dashboard_agents,
     }
 
 

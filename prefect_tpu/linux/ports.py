@@ -1,15 +1,18 @@
-"""Free TCP ports for coordinators, new for every attempt."""
+"""TCP ports of this machine: free ones for coordinators, new for every attempt, and who listens on what."""
 
 from __future__ import annotations
 
 import random
 import socket
+import sys
 from contextlib import ExitStack
 
 FIRST_PORT = 20_000
 TRIES = 200
 _EPHEMERAL_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 _DEFAULT_EPHEMERAL_START = 32_768
+_LISTEN = "0A"
+_LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 _random = random.SystemRandom()
 
@@ -34,6 +37,33 @@ def free_ports(count: int) -> list[int]:
     if len(ports) < count:
         raise OSError(f"no {count} free TCP ports on {socket.gethostname()} after {TRIES} tries")
     return ports
+
+
+def only_on_loopback(port: int) -> bool:
+    """Whether a process of this machine listens on this port of 127.0.0.1 or ::1: none then does on all addresses."""
+    return any(listened == port and host in _LOOPBACK for host, listened in listening())
+
+
+def listening() -> list[tuple[str, int]]:
+    """Address and port of every TCP socket that listens in this network namespace."""
+    found = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        try:
+            with open(f"/proc/net/{table}") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except OSError:
+            continue
+        for row in rows:
+            if row[3] == _LISTEN:
+                address, _, port = row[1].partition(":")
+                found.append((socket.inet_ntop(family, _in_network_order(address)), int(port, 16)))
+    return found
+
+
+def _in_network_order(address: str) -> bytes:
+    """The kernel prints words of 32 bits, each in the byte order of the machine."""
+    words = (int(address[start : start + 8], 16) for start in range(0, len(address), 8))
+    return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
 
 
 def _bind(port: int) -> socket.socket | None:

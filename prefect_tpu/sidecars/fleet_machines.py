@@ -26,6 +26,8 @@ from prefect_tpu.sidecars.simulated_identity import (
     simulated_host_environment,
 )
 
+ADDRESS = "127.0.0.1"
+"""Of every node: a simulated host is nobody's but this machine's."""
 DRAIN_ANSWER_SECONDS = 10.0
 STARTS_PER_CORE = 4
 """Hosts that start at the same time: most of a raylet's start is waiting."""
@@ -72,7 +74,7 @@ class Machines:
     """Every host of one fleet, and its head. Used by one thread, the one that forks.
 
     Attributes:
-        shape, cpus_per_host, object_store_bytes, object_store_directory: of every host.
+        shape, cpus_per_host, object_store_bytes, object_store_directory, dashboard_agents: of every host.
         directory: everything of the fleet is in it, and its name marks the fleet's processes.
         selector: told which sockets to watch; each key's data is called when there is something to read.
         janitor: told about every host.
@@ -84,6 +86,7 @@ class Machines:
     cpus_per_host: int
     object_store_bytes: int
     object_store_directory: str | None
+    dashboard_agents: bool
     directory: str
     selector: selectors.BaseSelector
     janitor: Janitor
@@ -274,6 +277,8 @@ class Machines:
                 resources={},
                 labels={},
                 environment={MARK_VARIABLE: self._mark(host)},
+                address=ADDRESS,
+                dashboard_agent=self.dashboard_agents,
             )
         where = (self.shape, host.slice_name, host.index)
         # A host that comes back is a new machine: its files must not meet those of the old one.
@@ -290,6 +295,8 @@ class Machines:
             environment=host_environment(*where)
             | simulated_host_environment(self.shape, os.environ.get("XLA_FLAGS", ""))
             | {MARK_VARIABLE: self._mark(host)},
+            address=ADDRESS,
+            dashboard_agent=self.dashboard_agents,
         )
 
     def _fork(self, host: HostState) -> None:

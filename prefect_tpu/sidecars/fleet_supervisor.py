@@ -223,6 +223,7 @@ def main() -> None:
         cpus_per_host=config["cpus_per_host"],
         object_store_bytes=config["object_store_bytes_per_host"],
         object_store_directory=config["object_store_directory"],
+        dashboard_agents=config["dashboard_agents"],
         directory=directory,
         selector=selectors.DefaultSelector(),
         janitor=janitor,

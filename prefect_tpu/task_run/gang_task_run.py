@@ -65,7 +65,7 @@ class GangTaskRun:
         self._attempts: Attempts | None = None
         self._observer: RunObserver | None = None
         self._mend: Callable[[], bool] | None = None
-        self._began = 0.0
+        self._began = (0.0, 0.0)
 
     @functools.cached_property
     def resolved(self) -> Resolved:
