@@ -53,7 +53,7 @@ class SliceRequest:
     external_ips: bool = True
     ray_address: str = ""
     python_version: str = ""
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] = field(default=(), repr=False)
     startup_script: str = field(default="", repr=False)
     labels: tuple[tuple[str, str], ...] = ()
 

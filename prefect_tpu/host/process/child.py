@@ -110,9 +110,11 @@ class _Attempt:
 
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
-        request: LaunchRequest = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
+        request: LaunchRequest
+        request, secret_env = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
         os.environ.update(request.gang_env)
         os.environ.update(request.user_env)
+        os.environ.update(secret_env)
         _reseed()
         log_to(self.send, request.log_level)
         prefect_context.install(request.context.run_id)
