@@ -10,6 +10,7 @@ from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field, ValidationError
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.secrets import LEFT_OUT, NAMES_ONLY, shown, without_credentials
 from prefect_tpu.options.check import in_words
 from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.tuning import Tuning
@@ -32,17 +33,20 @@ class TpuSettings(Tuning, GangOptions, PrefectBaseSettings):
 def describe_settings() -> list[dict[str, str]]:
     """Every setting: "name" of its variable, "value", "source" ("environment", "file" or "default"), "meaning"."""
     settings, found = current_settings(), []
-    prefix = str(settings.model_config.get("env_prefix", "")).upper()
     own = [name for name in TpuSettings.model_fields if name in TpuSettings.__annotations__]
     for name in [*own, *(one for one in TpuSettings.model_fields if one not in own)]:
         field = TpuSettings.model_fields[name]
-        variable = f"{prefix}{name.upper()}"
+        variable = f"{_prefix()}{name.upper()}"
         source = "default"
         if name in settings.model_fields_set:
             source = "environment" if variable in os.environ else "file"
         value = getattr(settings, name)
-        shown = "" if value is None else json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
-        found.append({"name": variable, "value": shown, "source": source, "meaning": field.description or ""})
+        if isinstance(value, dict):
+            text = shown(value, name)
+        else:
+            text = "" if value is None else json.dumps(value) if isinstance(value, list | bool) else str(value)
+            text = without_credentials(text)
+        found.append({"name": variable, "value": text, "source": source, "meaning": field.description or ""})
     return found
 
 
@@ -61,22 +65,36 @@ def _read(variables: tuple[tuple[str, str], ...], directory: str) -> TpuSettings
     try:
         return TpuSettings()
     except ValidationError as error:
-        prefix = str(TpuSettings.model_config.get("env_prefix", "")).upper()
         wrong: dict[str, list[str]] = {}
         for one in error.errors():
-            name = f"{prefix}{str(one['loc'][0]).upper()}"
-            given = os.environ.get(name)
-            wrong.setdefault(name if given is None else f"{name}={given!r}", []).append(in_words(one["msg"]))
-        raise ConfigurationError("; ".join(f"{one}: {', or '.join(says)}" for one, says in wrong.items())) from error
+            name = f"{_prefix()}{str(one['loc'][0]).upper()}"
+            wrong.setdefault(_as_set(name), []).append(in_words(one["msg"]))
+        raise ConfigurationError("; ".join(f"{one}: {', or '.join(says)}" for one, says in wrong.items())) from None
     except ValueError as error:  # JSON that is none
-        raise ConfigurationError(_not_json(error)) from error
+        raise ConfigurationError(_not_json(error)) from None
+
+
+def _as_set(variable: str) -> str:
+    """A variable as it stands in the environment, as far as it may be shown; only its name if it is not there."""
+    given, name = os.environ.get(variable), variable.removeprefix(_prefix()).lower()
+    if given is None:
+        return variable
+    if name not in NAMES_ONLY:
+        return f"{variable}={without_credentials(repr(given))}"
+    try:
+        return f"{variable}={shown(json.loads(given), name)}"
+    except ValueError:
+        return f"{variable}={LEFT_OUT}"
+
+
+def _prefix() -> str:
+    return str(TpuSettings.model_config.get("env_prefix", "")).upper()
 
 
 def _not_json(error: ValueError) -> str:
-    prefix = str(TpuSettings.model_config.get("env_prefix", "")).upper()
     for name, field in TpuSettings.model_fields.items():
-        given = os.environ.get(f"{prefix}{name.upper()}")
-        if given is not None and f'"{name}"' in str(error):
+        variable = f"{_prefix()}{name.upper()}"
+        if variable in os.environ and f'"{name}"' in str(error):
             like = json.dumps(field.default)
-            return f"{prefix}{name.upper()}={given!r}: must be JSON, such as its default, {like}: {error.__cause__}"
+            return f"{_as_set(variable)}: must be JSON, such as its default, {like}: {error.__cause__}"
     return f"settings of prefect_tpu: {error}; {error.__cause__}"

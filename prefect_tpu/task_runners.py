@@ -10,6 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 from typing_extensions import TypeVar, Unpack
 
+from prefect_tpu.core.secrets import shown
 from prefect_tpu.task_run.arguments import Given, RunnerOptions
 from prefect_tpu.task_run.gang_task import GangTask
 from prefect_tpu.task_run.resolve import Resolved
@@ -56,6 +57,9 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
         flatten: True: results are one flat list in process-id order; False: one list per slice.
         returns: "all" hosts' values, or only those of "process0".
         env: variables of the host processes. They are there before anything is imported.
+        secret_env: secret variables of the host processes: texts or SecretStr, or "secret/NAME" for the Prefect Secret
+            block that has the value, read when the task runs. Set after the modules of `preload` are imported; never
+            shown, and left out of pickles but for the names of blocks.
         runtime_env: Ray's, for the host processes: pip, uv, conda, py_modules, working_dir, excludes, env_vars, config.
             Ray sets it up on each host once, before anything of ours starts there; nothing by default.
         preload: modules imported ahead on every host, once, so that attempts start without that cost. It says nothing
@@ -132,10 +136,16 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
     __hash__ = None  # type: ignore[assignment]  # as Prefect's own runners: equal by value, not hashable
 
     def __repr__(self) -> str:
-        return f"TpuMultisliceRunner({', '.join(f'{k}={v!r}' for k, v in self._given.arguments().items())})"
+        return f"TpuMultisliceRunner({', '.join(f'{k}={shown(v, k)}' for k, v in self._given.arguments().items())})"
+
+    def __copy__(self) -> Self:
+        return self.duplicate()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.duplicate()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_given": self._given}
+        return {"_given": self._given.without_secrets()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["_given"].arguments())  # type: ignore[misc]

@@ -6,7 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from prefect.blocks.core import Block
-from pydantic import model_validator
+from pydantic import ConfigDict, SecretStr, model_validator
 
 LOGO = "https://cdn.sanity.io/images/3ugk85nk/production/10424e311932e31c477ac2b9ef3d53cefbaad708-250x250.png"
 """Google Cloud's, where Prefect's own collection for it has it; Prefect's client takes no picture in line."""
@@ -23,8 +23,18 @@ def check_address(given: str) -> str:
     raise ValueError(f"must be 'auto' or 'host:port', such as '10.0.0.2:6379', not {given!r}")
 
 
+def _with_secret_mappings(schema: dict[str, Any], model: type[Block]) -> None:
+    """Prefect's own addition to a schema, and one more: it hides what is in a mapping only if "FIELD.*" is secret."""
+    add: Any = Block.model_config["json_schema_extra"]
+    add(schema, model)
+    mappings = {name for name, field in model.model_fields.items() if field.annotation == dict[str, SecretStr]}
+    schema["secret_fields"] = [f"{name}.*" if name in mappings else name for name in schema["secret_fields"]]
+
+
 class TpuBlock(Block):
     """A form with a logo, which knows its fields."""
+
+    model_config = ConfigDict(json_schema_extra=_with_secret_mappings)
 
     _logo_url: ClassVar[Any] = LOGO
     _documentation_url: ClassVar[Any] = DOCUMENTATION

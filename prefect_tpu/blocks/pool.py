@@ -24,6 +24,7 @@ from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.given import GivenOptions, PoolOptions
 from prefect_tpu.options.merge import merge
+from prefect_tpu.options.variables import withhold
 from prefect_tpu.prefect_api import async_dispatch
 from prefect_tpu.settings import current_settings
 
@@ -80,6 +81,11 @@ class TpuSlicePool(PoolOptions, WithFleet, TpuBlock):
                 "raise `slices` of the fleet or lower `num_slices`"
             )
         return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """For a pickle, which may be stored: names of Secret blocks stay, values do not."""
+        state = super().__getstate__()
+        return state | {"__dict__": state["__dict__"] | {"secret_env": withhold(self.secret_env)}}
 
     def resolve(self) -> GangOptions:
         """What gangs on it run with where a runner says nothing: settings that are set, its fields, defaults."""

@@ -39,6 +39,11 @@ class QueuedResourceFleetBlock(QueuedOptions, TpuBlock):
         default=None, description="Identity that creates the slices; empty: that of the environment."
     )
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """For a pickle, which may be stored: without credentials, as the fleet itself."""
+        state = super().__getstate__()
+        return state | {"__dict__": state["__dict__"] | {"credentials": None}}
+
     @field_validator("ray_address")
     @classmethod
     def _is_an_address(cls, given: str) -> str:

@@ -59,12 +59,17 @@ def _load(name: str) -> TpuSlicePool:
 
 def saved_pools() -> list[str]:
     """Slugs of all saved pools, in order of their names."""
+    return saved_names("tpu-slice-pool")
+
+
+def saved_names(type_slug: str) -> list[str]:
+    """ "TYPE/NAME" of all saved blocks of a type, in order of their names."""
     with get_client(sync_client=True) as client:
-        kind = client.request("GET", "/block_types/slug/{slug}", path_params={"slug": "tpu-slice-pool"}).json()
+        kind = client.request("GET", "/block_types/slug/{slug}", path_params={"slug": type_slug}).json()
         only = BlockDocumentFilter(block_type_id=BlockDocumentFilterBlockTypeId(any_=[kind["id"]]))
         body = {"block_documents": only.model_dump(mode="json"), "include_secrets": False}
         found = client.request("POST", "/block_documents/filter", json=body).json()
-    return sorted(f"tpu-slice-pool/{one['name']}" for one in found if one.get("name"))
+    return sorted(f"{type_slug}/{one['name']}" for one in found if one.get("name"))
 
 
 def _invalid(slug: str, error: Exception) -> str:

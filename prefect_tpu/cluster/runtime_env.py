@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.secrets import shown, without_credentials
 
 ALLOWED = ("pip", "uv", "conda", "py_modules", "working_dir", "excludes", "env_vars", "config")
 """Keys that fit processes which share their host with an agent; others start containers or replace Python."""
@@ -25,14 +26,16 @@ def check(given: object, where: str = "runtime_env") -> dict[str, Any]:
         ConfigurationError: what is wrong, and what is allowed.
     """
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-        raise ConfigurationError(f'{where}={given!r}: must be a mapping such as {{"pip": ["einops==0.8.1"]}}')
+        raise ConfigurationError(
+            f'{where}={shown(given, where)}: must be a mapping such as {{"pip": ["einops==0.8.1"]}}'
+        )
     unknown = sorted(set(given) - set(ALLOWED))
     if unknown:
         raise ConfigurationError(f"{where} has the key {unknown[0]!r}; a gang's hosts take {', '.join(ALLOWED)}")
     for key in ("pip", "uv"):
         if isinstance(given.get(key), str):
             raise ConfigurationError(
-                f"{where}[{key!r}]={given[key]!r}: must be a list of packages; a file would have to be on every "
+                f"{where}[{key!r}]={shown(given[key])}: must be a list of packages; a file would have to be on every "
                 "machine that reads this"
             )
     if str(given.get("conda", "")).endswith((".yaml", ".yml")):
@@ -50,7 +53,7 @@ def check(given: object, where: str = "runtime_env") -> dict[str, Any]:
     try:
         RuntimeEnv(**away)
     except (TypeError, ValueError, OSError) as error:
-        raise ConfigurationError(f"{where}: Ray does not take it: {error}") from error
+        raise ConfigurationError(f"{where}: Ray does not take it: {without_credentials(str(error))}") from None
     return plain
 
 
@@ -75,7 +78,8 @@ def upload(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
         for bring in (upload_py_modules_if_needed, upload_working_dir_if_needed):
             ready = bring(ready, include_gitignore=with_ignored, scratch_dir=node.get_runtime_env_dir_path())
     except (TypeError, ValueError, OSError, RuntimeError) as error:
-        raise ConfigurationError(f"runtime_env: it cannot be brought to the cluster: {error}") from error
+        says = without_credentials(str(error))
+        raise ConfigurationError(f"runtime_env: it cannot be brought to the cluster: {says}") from None
     ready.pop("excludes", None)
     return dict(ready)
 

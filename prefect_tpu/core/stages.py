@@ -34,7 +34,7 @@ STAGES: dict[Stage, StageRow] = {
         "mend the `runtime_env` of pool or runner; hosts without network need an index that they reach",
         drops="agent",
     ),
-    "environment": StageRow("setup", "mend the `env` of the runner"),
+    "environment": StageRow("setup", "mend the `env` of runner, pool or setting"),
     "preload": StageRow("setup", "install the module on the hosts or take it out of `preload`", configuration=True),
     "device": StageRow(
         "host", "end that process, or let the next attempt take another slice", "{} could not start", drops="slice"

@@ -10,7 +10,7 @@ from prefect_tpu.fleets.queued_spec import QueuedSpec
 from prefect_tpu.options.given import GivenOptions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class QueuedResourceFleet(QueuedSpec):
     """TPU slices that are created when gangs want them, and deleted when nobody does: Cloud TPU's queued resources.
 

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from prefect_tpu.options.declare import Discreet
 from prefect_tpu.options.types import Flag, must
 from prefect_tpu.provision.owner import LABEL_KEY, LABEL_VALUE, NAME
 from prefect_tpu.provision.request import Provisioning
@@ -133,10 +134,8 @@ FiniteSecondsAbove0 = Annotated[
 ]
 
 
-class QueuedOptions(BaseModel):
+class QueuedOptions(Discreet):
     """Fields of the block, and of the fleet."""
-
-    model_config = ConfigDict(extra="forbid")
 
     project: Project = Field(default=..., description="Id of the Google Cloud project.")
     zones: Zones = Field(default=..., description="Zones of the slices, such as us-east5-b, in order of preference.")

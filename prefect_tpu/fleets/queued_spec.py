@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.secrets import shown
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets import host_package
 from prefect_tpu.fleets.queued_fields import QueuedFields
@@ -22,7 +23,7 @@ from prefect_tpu.provision.plan import Rules
 from prefect_tpu.provision.request import RUNTIME_VERSIONS, SliceRequest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class QueuedSpec(QueuedFields):
     """A fleet of queued resources as a value; it does nothing. `run_labels`: of the flow run that uses it."""
 
@@ -36,6 +37,10 @@ class QueuedSpec(QueuedFields):
             object.__setattr__(self, "labels", tuple(sorted(self.labels.items())))
         _check(self)
         RayFleet(address=self.ray_address, namespace=self.namespace, join=self.join)
+
+    def __repr__(self) -> str:
+        values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.repr)
+        return f"{type(self).__name__}({', '.join(f'{name}={shown(value, name)}' for name, value in values)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "credentials"}
@@ -160,4 +165,4 @@ def _check(spec: QueuedSpec) -> None:
 
 
 def _refused(spec: QueuedSpec, name: str, says: str) -> ConfigurationError:
-    return ConfigurationError(f"QueuedResourceFleet({name}={getattr(spec, name)!r}): {says}")
+    return ConfigurationError(f"QueuedResourceFleet({name}={shown(getattr(spec, name), name)}): {says}")

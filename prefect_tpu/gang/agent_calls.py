@@ -26,6 +26,7 @@ from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, Preload
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import GangContext, HostReport, JaxInit, LaunchRequest, Poll, Raised, Stage
+from prefect_tpu.core.secrets import without_credentials
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang.host_state import HostState
 from prefect_tpu.gang.plan import GangPlan
@@ -130,7 +131,7 @@ def note_failure(host: HostState, error: RayError) -> None:
         else:
             host.raised = host.raised or Raised(stage, type(cause).__name__, str(cause), str(error))
     elif isinstance(error, RuntimeEnvSetupError):
-        text = str(error).strip()
+        text = without_credentials(str(error).strip())
         host.raised = host.raised or Raised("runtime_env", "RuntimeEnvSetupError", text.splitlines()[-1], text)
     elif isinstance(error, RayActorError) and error.actor_init_failed:
         host.raised = host.raised or Raised(

@@ -133,7 +133,7 @@ class GangAttempt:
 
         def launch(host: HostState) -> Any:
             wanted = request(host.member, self.run_id, self._id, self.number, gang, self.shape, plan, ports)
-            return host.agent.launch.remote(wanted, shipped)
+            return host.agent.launch.remote(wanted, shipped, plan.secret_env)
 
         self._calls.answers(launch, plan.agent_start_timeout_seconds, "did not start its process")
         return Kind.CANCELLED if self.cancelled() else None

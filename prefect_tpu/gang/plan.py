@@ -45,6 +45,11 @@ class GangPlan:
         return sizes_of(self.options.num_slices)[-1] if self.options.resumable else 0
 
     @property
+    def secret_env(self) -> dict[str, str]:
+        """Names and values of the secret variables, for agents alone."""
+        return {name: value.get_secret_value() for name, value in self.options.secret_env.items()}
+
+    @property
     def preload(self) -> tuple[str, ...]:
         """As agents take it: the same for every size that the gang may have. JAX is in it if it may be started."""
         named = tuple(self.options.preload)

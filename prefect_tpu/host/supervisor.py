@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,6 +63,7 @@ class HostSupervisor:
 
         Raises:
             PreloadError: a module of `preload` cannot be imported here.
+            ConfigurationError: Python does not start with the user's variables.
             HostProcessError: the zygote died or hangs while it imports.
         """
         started = time.monotonic()
@@ -72,8 +73,15 @@ class HostSupervisor:
 
     # -- an attempt
 
-    def launch(self, request: LaunchRequest, buffers: Sequence[Any]) -> int:
+    def launch(
+        self, request: LaunchRequest, buffers: Sequence[Any], secret_env: Mapping[str, str] | None = None
+    ) -> int:
         """Fork a process that runs what is pickled in `buffers`; returns its process id.
+
+        Args:
+            request: what to start.
+            buffers: function and arguments.
+            secret_env: variables that only the forked process gets: not in the request, which is kept and told.
 
         Raises:
             PreloadError, HostProcessError: as `prepare`; or the process could not be forked.
@@ -86,7 +94,7 @@ class HostSupervisor:
             zygote = self._zygote(key_of(request.preload, request.user_env), attempt)
             self._wait_ready(zygote)
             self._wait_for_devices(attempt, request)
-            self._fork(attempt, zygote, request, buffers)
+            self._fork(attempt, zygote, (request, dict(secret_env or {})), buffers)
         except BaseException:
             self._reactor.call(partial(self._end_attempt, attempt, None, None))
             raise
@@ -295,7 +303,13 @@ class HostSupervisor:
                 f"(device_wait_seconds): {reason}. prefect_tpu ends no process and removes no file that is not its own"
             )
 
-    def _fork(self, attempt: HostAttempt, zygote: Zygote, request: LaunchRequest, buffers: Sequence[Any]) -> None:
+    def _fork(
+        self,
+        attempt: HostAttempt,
+        zygote: Zygote,
+        request: tuple[LaunchRequest, dict[str, str]],
+        buffers: Sequence[Any],
+    ) -> None:
         with self._lock:
             if attempt.stopped:
                 raise HostProcessError(f"attempt {attempt.id} was stopped before it was launched here")

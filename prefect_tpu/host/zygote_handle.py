@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -14,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
-from prefect_tpu.core.errors import HostProcessError, PreloadError
+from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
+from prefect_tpu.core.secrets import variable
 from prefect_tpu.host.attempt import HostAttempt
 from prefect_tpu.host.streams import LineSplitter
 from prefect_tpu.host.zygote_environment import parent_environment, zygote_environment, zygote_path
@@ -24,6 +26,7 @@ from prefect_tpu.wire import channel
 START_TIMEOUT_SECONDS = 600.0
 """For the imports; the gang has a shorter limit of its own for all that happens before a launch."""
 KEPT_OUTPUT_LINES = 30
+MAX_SAID_CHARS = 2_000
 
 Key = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 
@@ -71,10 +74,30 @@ class Zygote:
                     stderr=write_end,
                     pass_fds=[theirs.fileno()],
                 )
+        except (OSError, ValueError) as error:
+            self._close_pipes()
+            if isinstance(error, OSError) and error.errno != errno.E2BIG:
+                raise
+            raise self._bad_environment(str(error)) from None
         finally:
             os.close(write_end)
-        starter.wait()  # it forks the zygote at once and exits
+        code = starter.wait()  # it forks the zygote at once and exits
+        if code > 0 and user_env:
+            # Python did not get as far as our own code, and without these variables it would have.
+            said = os.read(self.output, channel.MAX_MESSAGE_BYTES).decode(errors="replace").strip()
+            self._close_pipes()
+            raise self._bad_environment(said[-MAX_SAID_CHARS:])
         channel.send_command(self.control, preload=list(preload))
+
+    def _close_pipes(self) -> None:
+        self.control.close()
+        os.close(self.output)
+
+    def _bad_environment(self, said: str) -> ConfigurationError:
+        names = ", ".join(variable(name) for name, _ in self.key[1])
+        return ConfigurationError(
+            f"no Python starts on host {socket.gethostname()} with the variables of env ({names}): {said}"
+        )
 
     def wait_ready(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
         """Return when it can fork.

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.secrets import shown
 from prefect_tpu.options.given import PoolOptions
 
 SHOWN_CHARACTERS = 200
@@ -34,8 +35,8 @@ def check_given(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def refused(name: str, value: Any, says: str) -> ConfigurationError:
     """For an argument of a runner that cannot be."""
-    shown = f"{value!r:.{SHOWN_CHARACTERS}}"
-    return ConfigurationError(f"TpuMultisliceRunner({name}={shown}): {says}; set it where the runner is made")
+    text = f"{shown(value, name):.{SHOWN_CHARACTERS}}"
+    return ConfigurationError(f"TpuMultisliceRunner({name}={text}): {says}; set it where the runner is made")
 
 
 def in_words(message: str) -> str:

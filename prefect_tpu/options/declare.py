@@ -5,8 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+
+from prefect_tpu.core.secrets import Shown
+from prefect_tpu.options.variables import in_both
+
+
+class Discreet(BaseModel):
+    """Neither its representation nor its errors show what may be secret."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [(name, Shown(value, name or "")) for name, value in super().__repr_args__()]
+
+
+class Options(Discreet):
+    """What gangs are given, in one place or all together."""
+
+    @field_validator("secret_env", check_fields=False)
+    @classmethod
+    def _not_in_env_too(cls, given: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
+        wrong = in_both(info.data.get("env") or {}, given or {})
+        if wrong:
+            raise ValueError(wrong)
+        return given
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY
-from prefect_tpu.options.declare import option
+from prefect_tpu.options.declare import Options, option
 from prefect_tpu.options.types import (
     AcceleratorType,
     Count,
@@ -17,16 +17,17 @@ from prefect_tpu.options.types import (
     RuntimeEnv,
     Seconds,
     SecondsAbove0,
+    SecretVariables,
     Sizes,
     Topology,
     Variables,
 )
 
 
-class GangOptions(BaseModel):
+class GangOptions(Options):
     """What a gang runs with. Settings inherit it; given.py has what runners and pools may be given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     accelerator_type: AcceleratorType = option(
         DEFAULT_ACCELERATOR_TYPE,
@@ -75,6 +76,13 @@ class GangOptions(BaseModel):
         title="Environment",
         description="Variables of the host processes, as JSON.",
         form="Variables of the host processes.",
+        shown=True,
+    )
+    secret_env: SecretVariables = option(
+        {},
+        title="Secret environment",
+        description="Secret variables of the host processes, as JSON: values, or names of Secret blocks (secret/NAME).",
+        form="Secret variables of the host processes: a value, or secret/NAME for the Secret block that has it.",
         shown=True,
     )
     runtime_env: RuntimeEnv = option(

@@ -127,8 +127,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, SecretStr
 
+from prefect_tpu.options.declare import Options
 from prefect_tpu.options.types import (
 {types})
 ''',
@@ -142,10 +143,8 @@ class GivenOptions(TypedDict, total=False):
         ),
         (
             '''\
-class PoolOptions(BaseModel):
+class PoolOptions(Options):
     """Fields of a pool's block; an empty one is not said there."""
-
-    model_config = ConfigDict(extra="forbid")
 ''',
             form_field,
         ),

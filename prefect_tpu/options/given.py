@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, SecretStr
 
+from prefect_tpu.options.declare import Options
 from prefect_tpu.options.types import (
     AcceleratorType,
     Count,
@@ -19,6 +20,7 @@ from prefect_tpu.options.types import (
     RuntimeEnv,
     Seconds,
     SecondsAbove0,
+    SecretVariables,
     Sizes,
     Topology,
     Variables,
@@ -36,6 +38,7 @@ class GivenOptions(TypedDict, total=False):
     resize_interval_seconds: Seconds | None
     preemptible: Flag | None
     env: Mapping[str, str] | None
+    secret_env: Mapping[str, str | SecretStr] | None
     runtime_env: Mapping[str, Any] | None
     preload: Sequence[str] | None
     jax_distributed: JaxDistributed | None
@@ -54,10 +57,8 @@ class GivenOptions(TypedDict, total=False):
     agent_idle_release_seconds: Seconds | None
 
 
-class PoolOptions(BaseModel):
+class PoolOptions(Options):
     """Fields of a pool's block; an empty one is not said there."""
-
-    model_config = ConfigDict(extra="forbid")
 
     accelerator_type: AcceleratorType = Field(
         default="v4", title="Accelerator type", description="Type of the slices, such as v4, v5e, v5p or v6e."
@@ -83,6 +84,11 @@ class PoolOptions(BaseModel):
         default=False, description="Slices can be taken away host by host; a host that vanishes was preempted then."
     )
     env: Variables = Field(default_factory=dict, title="Environment", description="Variables of the host processes.")
+    secret_env: SecretVariables = Field(
+        default_factory=dict,
+        title="Secret environment",
+        description="Secret variables of the host processes: a value, or secret/NAME for the Secret block that has it.",
+    )
     runtime_env: RuntimeEnv | None = Field(
         default=None,
         title="Runtime environment",

@@ -11,13 +11,14 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SecretStr,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
 
 from prefect_tpu.cluster import runtime_env
-from prefect_tpu.core.environment import check_values
+from prefect_tpu.options.variables import are_texts, check_secrets, check_variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,6 @@ def _are_modules(given: list[str]) -> list[str]:
     return given
 
 
-def _have_names(given: dict[str, str]) -> dict[str, str]:
-    wrong = [name for name in given if not name or "=" in name or "\0" in name]
-    if wrong:
-        raise ValueError(f"{wrong[0]!r} is no name of a variable: at least one character, no '='")
-    check_values(given)
-    return given
-
-
 Flag = Annotated[bool, must("True or False")]
 Count = Annotated[int, Field(ge=0), BeforeValidator(_no_truth_value), must("a whole number of at least 0")]
 CountFrom1 = Annotated[int, Field(ge=1), BeforeValidator(_no_truth_value), must("a whole number of at least 1")]
@@ -118,10 +111,17 @@ Modules = Annotated[
 ]
 Variables = Annotated[
     dict[str, str],
-    BeforeValidator(_mapped),
-    AfterValidator(_have_names),
+    BeforeValidator(are_texts),
+    AfterValidator(check_variables),
     must("a mapping of strings to strings"),
     Takes("Mapping[str, str]"),
+]
+SecretVariables = Annotated[
+    dict[str, SecretStr],
+    BeforeValidator(are_texts),
+    AfterValidator(check_secrets),
+    must("a mapping of strings to strings"),
+    Takes("Mapping[str, str | SecretStr]"),
 ]
 RuntimeEnv = Annotated[
     dict[str, Any],

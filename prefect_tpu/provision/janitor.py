@@ -23,7 +23,9 @@ class Janitor:
     """The owner's side. `config` is what `sweep` takes; it goes through the pipe, so credentials show nowhere."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._process = start_program("prefect_tpu.sidecars.cloud_janitor", environment=os.environ)
+        # It needs what Google's client reads there, and outlives its owner; Prefect's settings hold keys.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self._process = start_program("prefect_tpu.sidecars.cloud_janitor", environment=environment)
         self._write(json.dumps(config))
 
     def dismiss(self) -> None:

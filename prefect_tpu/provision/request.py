@@ -55,7 +55,7 @@ class SliceRequest:
     external_ips: bool = False
     ray_address: str = ""
     python_version: str = ""
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] = field(default=(), repr=False)
     host_lock: str = ""
     token_secret: str = ""
     startup_script: str = field(default="", repr=False)

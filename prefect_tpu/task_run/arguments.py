@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.options.check import check_given, refused
 from prefect_tpu.options.given import GivenOptions
+from prefect_tpu.options.variables import withhold
 
 if TYPE_CHECKING:
     from prefect_tpu.blocks.pool import TpuSlicePool
@@ -37,7 +38,7 @@ class Given:
     returns: Literal["all", "process0"]
     pool: Fleet | TpuSlicePool | str | None
     max_workers: int | None
-    options: dict[str, Any]
+    options: dict[str, Any] = field(repr=False)
 
     @classmethod
     def of(cls, flatten: Any, returns: Any, options: Mapping[str, Any]) -> Self:
@@ -67,6 +68,12 @@ class Given:
             sizes = sizes_of(kept["num_slices"])
             kept["num_slices"] = sizes[0] if len(sizes) == 1 else list(sizes)
         return cls(flatten, returns, pool, max_workers, kept)
+
+    def without_secrets(self) -> Self:
+        """For a pickle: names of Secret blocks stay."""
+        if "secret_env" not in self.options:
+            return self
+        return replace(self, options=self.options | {"secret_env": withhold(self.options["secret_env"])})
 
     def arguments(self) -> dict[str, Any]:
         """With these the runner is made again: those that say something."""

@@ -24,6 +24,8 @@ from prefect_tpu.task_run.arguments import Given
 from prefect_tpu.task_run.remote_options import host_resources
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from prefect_tpu.blocks.pool import TpuSlicePool
     from prefect_tpu.observability.logs import Logger
 
@@ -108,6 +110,14 @@ class Resolved:
             return results
         return [results[i : i + hosts_per_slice] for i in range(0, len(results), hosts_per_slice)]
 
+    def _secrets(self) -> dict[str, SecretStr]:
+        given = self.options.secret_env
+        if not given:
+            return {}
+        from prefect_tpu.blocks.secrets import resolve
+
+        return resolve(given)
+
     def plan(
         self, *, timeout_seconds: float | None, checkpoint_name: str, say: Logger, flow_run_id: str | None = None
     ) -> GangPlan:
@@ -120,7 +130,8 @@ class Resolved:
             flow_run_id: told to a fleet that labels what it creates.
 
         Raises:
-            ConfigurationError: no pool of that name, or values that do not fit together.
+            ConfigurationError: no pool or Secret block of that name, or values that do not fit together.
+            ProvisioningError: Prefect's API does not give them.
         """
         options, tuning, fleet = self.options, self.tuning, self.fleet
         if self.pool is None and not _warned.is_set():
@@ -135,10 +146,11 @@ class Resolved:
         if isinstance(fleet, QueuedResourceFleet) and flow_run_id is not None:
             fleet = fleet.for_flow_run(flow_run_id)
         spares = int(simulated) if options.warm_spares is None else options.warm_spares
+        whole = {"preemptible": preemptible, "warm_spares": spares, "secret_env": self._secrets()}
         root = options.checkpoint_root or get_current_settings().home / "tpu" / "checkpoints"
         plan = GangPlan(
             fleet=fleet,
-            options=options.model_copy(update={"preemptible": preemptible, "warm_spares": spares}),
+            options=options.model_copy(update=whole),
             tuning=tuning,
             process0_only=self._given.returns == "process0",
             timeout_seconds=timeout_seconds,

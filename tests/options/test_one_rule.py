@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from prefect_tpu import ConfigurationError, RayFleet, TpuMultisliceRunner, TpuSlicePool
+from prefect_tpu.core.secrets import NAMES_ONLY, shown
 from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.given import GivenOptions, PoolOptions
 from prefect_tpu.settings import TpuSettings, current_settings
@@ -29,9 +30,26 @@ BAD: list[tuple[str, Any, str]] = [
     ("resize_after_seconds", -1, SECONDS),
     ("resize_interval_seconds", -1, SECONDS),
     ("preemptible", "perhaps", "must be True or False"),
-    ("env", {"A=B": "1"}, "'A=B' is no name of a variable: at least one character, no '='"),
-    ("env", {"A": 1}, "must be a mapping of strings to strings"),
+    ("env", {"A=B": "1"}, "'A=...' is no name of a variable: at least one character, no '=', no NUL"),
+    ("env", {"": "1"}, "'' is no name of a variable"),
+    ("env", {"A\0": "1"}, "is no name of a variable"),
+    ("env", {"A": "x\0y"}, "the value of 'A' cannot be a variable's: no NUL"),
+    ("env", {"A": "\ud800"}, "the value of 'A' cannot be a variable's"),
+    ("env", {"BIG": "x" * (128 * 1024 - 4)}, "'BIG' has 131073 bytes, and Linux takes 131072 for a variable"),
+    ("env", {"PYTHONHOME": "/nope"}, "'PYTHONHOME' cannot be set: host processes run the Python of the host's Ray"),
+    ("env", {"_PREFECT_TPU_ATTEMPT": "1"}, "is prefect_tpu's own"),
+    ("env", {"A": "{{ prefect.blocks.secret.a }}"}, "a secret is secret_env={'A': \"secret/NAME\"}"),
+    ("env", {"A": 1}, "must be a mapping of strings to strings, and the value of 'A' is of type int"),
     ("env", ["A=1"], "must be a mapping of strings to strings"),
+    ("secret_env", {"A=B": "1"}, "'A=...' is no name of a variable"),
+    ("secret_env", {"A": "x\0y"}, "the value of 'A' cannot be a variable's"),
+    ("secret_env", {"A": 1}, "the value of 'A' is of type int"),
+    ("secret_env", {"A": ""}, "'A' is empty"),
+    ("secret_env", ["A=hush"], "must be a mapping of strings to strings"),
+    ("secret_env", {"JAX_PLATFORMS": "cpu"}, "is read before secret variables are set"),
+    ("secret_env", {"A": "secret/My Token"}, "is the name of a Secret block, such as 'secret/hf-token'"),
+    ("secret_env", {"A": "{{ prefect.blocks.secret.a }}"}, "a Secret block is named 'secret/NAME' here"),
+    ("secret_env", {"A": "x" * 40_000, "B": "y" * 40_000}, "has 80002 bytes, and 65536 are allowed"),
     ("runtime_env", {"image_uri": "x"}, "runtime_env has the key 'image_uri'"),
     ("preload", ["import jax"], "'import jax' is no name of a module, such as 'jax' or 'orbax.checkpoint'"),
     ("env", {"XLA_FLAGS": "/my/flags"}, "XLA_FLAGS='/my/flags' is no list of flags such as '--a=1 --b=2'"),
@@ -83,7 +101,7 @@ def test_refused_in_the_same_words(name: str, value: Any, words: str, monkeypatc
     """By name, with the value and what is allowed."""
     with pytest.raises(ConfigurationError) as caught:
         TpuMultisliceRunner(**{name: value})
-    for one in (f"TpuMultisliceRunner({name}={value!r})", words, "set it where the runner is made"):
+    for one in (f"TpuMultisliceRunner({name}={shown(value, name)})", words, "set it where the runner is made"):
         assert one in str(caught.value)
     with pytest.raises(ValidationError) as invalid:
         TpuSlicePool(**{name: value})
@@ -96,7 +114,8 @@ def test_refused_in_the_same_words(name: str, value: Any, words: str, monkeypatc
     monkeypatch.setenv(variable, text)
     with pytest.raises(ConfigurationError) as caught:
         current_settings()
-    assert f"{variable}={text!r}: " in str(caught.value)
+    as_set = f"{variable}={shown(value, name) if name in NAMES_ONLY else repr(text)}: "
+    assert as_set in str(caught.value)
     assert words in str(caught.value)
 
 

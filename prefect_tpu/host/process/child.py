@@ -122,9 +122,11 @@ class _Attempt:
 
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
-        request: LaunchRequest = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
+        request: LaunchRequest
+        request, secret_env = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
         # The zygote was started with the user's variables; what it imported may have changed them.
         os.environ.update({name: one for name, one in request.gang_env.items() if name not in request.user_env})
+        os.environ.update(secret_env)
         _reseed()
         log_to(self.send, request.log_level)
         prefect_context.install(request.context.run_id)
