@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["runtime_env", "environment", "preload", "device", "jax", "transfer", "unpickle", "function", "result"]
+from prefect_tpu.core.checkpoints import Checkpoints
+
+Stage = Literal[
+    "runtime_env",
+    "environment",
+    "preload",
+    "device",
+    "jax",
+    "checkpoints",
+    "transfer",
+    "unpickle",
+    "function",
+    "result",
+]
 """Where on the host something was raised. Only "function" is the user's own code running."""
 
 
@@ -65,6 +78,7 @@ class LaunchRequest:
         devices: looked at before the fork; None for not at all.
         log_level: lowest level of `logging` records that travel to the driver.
         log_lines_per_second, log_burst_lines: how many lines and records travel; the others are counted.
+        checkpoints: looked at before the function is entered, by process 0; None for not at all.
     """
 
     attempt_id: str
@@ -77,6 +91,7 @@ class LaunchRequest:
     log_level: int = 20
     log_lines_per_second: float = float("inf")
     log_burst_lines: float = float("inf")
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.options.check import check_given, refused
 from prefect_tpu.options.given import GivenOptions
+from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey, check_checkpoint_key
 
 if TYPE_CHECKING:
     from prefect_tpu.blocks.pool import TpuSlicePool
@@ -24,6 +25,7 @@ class RunnerOptions(GivenOptions, total=False):
     pool: Fleet | TpuSlicePool | str | None
     jax_distributed: Literal["auto"] | bool
     max_workers: int | None
+    checkpoint_key: CheckpointKey | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,12 @@ class Given:
     jax_distributed: Literal["auto"] | bool
     max_workers: int | None
     options: dict[str, Any]
+    checkpoint_key: CheckpointKey | None = None
+
+    def __setstate__(self, state: list[Any]) -> None:
+        """As it was pickled, also before there was a `checkpoint_key`."""
+        for field, value in zip(fields(self), [*state, None], strict=False):
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def of(cls, flatten: Any, returns: Any, options: Mapping[str, Any]) -> Self:
@@ -57,7 +65,13 @@ class Given:
         pool = rest.pop("pool", None)
         jax_distributed = rest.pop("jax_distributed", "auto")
         max_workers = rest.pop("max_workers", None)
+        checkpoint_key = rest.pop("checkpoint_key", None)
         _check_pool(pool)
+        if checkpoint_key is not None:
+            try:
+                check_checkpoint_key(checkpoint_key)
+            except ValueError as error:
+                raise refused("checkpoint_key", checkpoint_key, str(error)) from None
         if not isinstance(flatten, bool):
             raise refused("flatten", flatten, "must be True or False")
         if returns not in ("all", "process0"):
@@ -71,13 +85,14 @@ class Given:
         if "num_slices" in kept:
             sizes = sizes_of(kept["num_slices"])
             kept["num_slices"] = sizes[0] if len(sizes) == 1 else list(sizes)
-        return cls(flatten, returns, pool, jax_distributed, max_workers, kept)
+        return cls(flatten, returns, pool, jax_distributed, max_workers, kept, checkpoint_key)
 
     def arguments(self) -> dict[str, Any]:
         """With these the runner is made again: those that say something."""
         own = {
             "pool": self.pool,
             "max_workers": self.max_workers,
+            "checkpoint_key": self.checkpoint_key,
             "flatten": None if self.flatten else False,
             "returns": None if self.returns == "all" else self.returns,
             "jax_distributed": None if self.jax_distributed == "auto" else self.jax_distributed,

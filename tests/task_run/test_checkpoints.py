@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextvars import copy_context
 from typing import Any
 
 import prefect
@@ -97,3 +96,65 @@ def test_a_retried_flow_goes_on_from_its_own_training_whatever_ends_first(runner
         return found
 
     assert training() == {"a": ["a", "a"], "b": ["b", "b"]}
+
+
+def test_gather_and_threads_and_map(runner: Runner) -> None:
+    """Whoever comes first: the gangs of the second run begin in another order."""
+    turns, train = Turns("a", "b"), trains(runner)
+
+    @task(task_runner=runner, name="train it")
+    async def train_async(name: str, rate: float) -> list[str]:
+        return who_was_here(f"async-{name}")
+
+    def turn(name: str) -> tuple[str, list[str]]:
+        turns.wait(name)
+        turns.ended[name].set()
+        return name, train(name, rate=1.0)
+
+    async def turn_async(name: str) -> tuple[str, list[str]]:
+        await asyncio.to_thread(turns.wait, name)
+        turns.ended[name].set()
+        return name, await train_async(name, rate=2.0)
+
+    @flow
+    async def in_gather() -> dict[str, list[str]]:
+        return dict(await asyncio.gather(turn_async("a"), turn_async("b")))
+
+    @flow(retries=1)
+    def training() -> list[Any]:
+        with ThreadPoolExecutor(2) as pool:
+            threads = dict([one.result() for one in [pool.submit(copy_context().run, turn, one) for one in "ab"]])
+        turns.begin()
+        gathered = asyncio.run(in_gather())
+        mapped = dict(zip(turns.names, train.map(turns.names, rate=3.0).result(), strict=True))
+        equal = [train("c").copy(), train("c")]
+        turns.next_run()
+        return [threads, gathered, mapped, equal]
+
+    twice = {"a": ["a", "a"], "b": ["b", "b"]}
+    again = {"a": ["async-a", "async-a"], "b": ["async-b", "async-b"]}
+    assert training() == [twice, again, twice, [["c", "c"]] * 2]
+
+
+def test_a_subflow_of_a_retried_flow(runner: Runner) -> None:
+    """Its run is another then, and the subflows come in another order; an equal call has a directory of its own."""
+    turns, train = Turns("a", "b"), trains(runner)
+    runs: set[str] = set()
+
+    @flow(name="Sub flow")
+    def inner(name: str, config: dict[str, Any]) -> list[str]:
+        from prefect.runtime import flow_run
+
+        runs.add(str(flow_run.id))
+        return train("same")
+
+    @flow(retries=1)
+    def outer() -> list[Any]:
+        found = {name: inner(name, {"rates": {1}}) for name in turns.names}
+        equal = [inner("c", {}), inner("c", {})]
+        turns.next_run()
+        return [found, equal]
+
+    twice = ["same", "same"]
+    assert outer() == [{"a": twice, "b": twice}, [twice, twice]]
+    assert len(runs) == 8

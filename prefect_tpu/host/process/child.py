@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
+from prefect_tpu.host.process.checkpoint_record import Look
 from prefect_tpu.host.process.output import log_to, take_streams
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
@@ -118,12 +119,16 @@ class _Attempt:
         prefect_context.install(request.context.run_id)
         self.gang = process.enter(request.context, lambda *report: self.send(Progress(*report)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
+        look = None if request.checkpoints is None else Look(request.checkpoints)
         if request.jax is not None:
             self.stage = "jax"
             jax_api.start(request.jax)
             self.send(Phase("initialized"))
         # Runs after what the function registers, before what JAX did when it was imported.
         atexit.register(self._leave)
+        if look is not None:
+            self.stage = "checkpoints"
+            look.finish()
         self.stage = "unpickle"
         fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
         self.classes = pickling.ClassesOfDriver()
@@ -133,6 +138,8 @@ class _Attempt:
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
         jax_api.wait_for_arrays(result)
+        if look is not None:
+            look.forget_unused()
         return self._ship(result)
 
     def _ship(self, result: Any) -> Returned:
