@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import pickle
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import prefect
@@ -13,7 +17,8 @@ import pytest
 from prefect import flow
 from prefect.futures import as_completed
 
-from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
+from prefect_tpu import ConfigurationError, LocalFleet, TpuMultisliceRunner, materialize, task
+from tests.waiting import eventually
 
 Runner = TpuMultisliceRunner[Any]
 
@@ -158,3 +163,239 @@ def test_a_subflow_of_a_retried_flow(runner: Runner) -> None:
     twice = ["same", "same"]
     assert outer() == [{"a": twice, "b": twice}, [twice, twice]]
     assert len(runs) == 8
+
+
+def test_what_has_no_hash_is_counted_and_that_is_said(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """Once; `checkpoint_key=` is the way out, and then nothing is said."""
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __reduce__(self) -> Any:
+            if threading.current_thread() is not made_by:
+                return Model, (self.name,)
+            raise TypeError("not today")
+
+    made_by = threading.main_thread()
+
+    @task(task_runner=runner, name="by count")
+    def train(model: Model) -> list[str]:
+        return who_was_here(model.name)
+
+    keyed = train.with_options(
+        checkpoint_key=lambda context, parameters: f"{context.task_run.flow_run_id}/{parameters['model'].name}"
+    )
+    runs: list[Any] = []
+
+    @flow(retries=1)
+    def training() -> list[Any]:
+        found = [train(Model("a")), train(Model("b"))]
+        runs.append(found)
+        if len(runs) == 1:
+            raise ValueError("once")
+        return [*found, keyed(Model("k"))]
+
+    assert training() == [["a", "a"], ["b", "b"], ["k"]]
+    said = [one.getMessage() for one in caplog.records if "named by the order of calls" in one.getMessage()]
+    assert len(said) == 2  # in each run of the flow
+    assert "checkpoint_dir of task 'by count' is named by the order of calls, as its parameter 'model'" in said[0]
+    assert "Model does not pickle: TypeError" in said[0]
+    assert "checkpoint_key= on the task" in said[0]
+
+
+def test_another_flow_run_goes_on_by_key(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """By a key that both have, or by the automatic name that the first one says; a warning names other parameters."""
+    train = trains(runner)
+
+    @flow
+    def training(name: str, key: str | None = None) -> list[str]:
+        return train.with_options(checkpoint_key=key)(name)
+
+    assert training("a", "shared/sweep-7") == ["a"]
+    assert training("a", "shared/sweep-7") == ["a", "a"]
+    assert "other parameters" not in caplog.text
+    assert training("b", "shared/sweep-7") == ["a", "a", "b"]
+    (warning,) = [one for one in caplog.records if "other parameters" in one.getMessage()]
+    assert warning.levelname == "WARNING"
+    assert "shared/sweep-7 has been used with other parameters (task 'train it', flow run" in warning.getMessage()
+    assert ": name differs." in warning.getMessage()
+    caplog.clear()
+    assert training("c") == ["c"]
+    (said,) = re.findall(
+        r"checkpoint_dir is \S+; checkpoint_key='(\S+)' goes on from it in another flow run", caplog.text
+    )
+    assert training("c", said) == ["c", "c"]
+
+
+def test_the_runners_key_is_for_tasks_without_one(runner: Runner) -> None:
+    """And is a value of the runner: two flow runs share it."""
+    one: Runner = TpuMultisliceRunner(**(runner._given.arguments() | {"checkpoint_key": "of-the-runner"}))
+    train = trains(one)
+    assert flow(lambda: train("a"), name="first")() == ["a"]
+    assert flow(lambda: train("b"), name="second")() == ["a", "b"]
+    own = train.with_options(checkpoint_key="of-the-task")
+    assert own("c") == ["c"]
+    assert own.with_options(name="still").checkpoint_key == "of-the-task"
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda context, parameters: f"../{parameters['name']}", r"returned '\.\./a': must be names of letters"),
+        (lambda context, parameters: None, "returned None: must be a string, not NoneType"),
+        (lambda context, parameters: parameters["nam"], "raised KeyError: 'nam'"),
+        (lambda: "a", "raised TypeError: .*takes 0 positional arguments"),
+    ],
+)
+def test_a_key_function_that_fails(runner: Runner, function: Any, says: str) -> None:
+    """Before anything is reserved, not retried, and the task is named."""
+    train = trains(runner, checkpoint_key=function, retries=3, retry_delay_seconds=3600)
+    with pytest.raises(ConfigurationError, match=rf"(?s)checkpoint_key function of task 'train it' {says}"):
+        train("a")
+
+
+def test_keys_that_can_never_be_are_refused_where_they_are_given(runner: Runner) -> None:
+    """The task and the value are named."""
+
+    async def later(context: Any, parameters: dict[str, Any]) -> str:
+        return "a"
+
+    for key in ("", "a/../b", later, 3):
+        with pytest.raises(ConfigurationError, match=r"task 'train it', checkpoint_key=.*must be"):
+            trains(runner, checkpoint_key=key)
+        with pytest.raises(ConfigurationError, match="must be"):
+            trains(runner).with_options(checkpoint_key=key)
+    with pytest.raises(ConfigurationError, match="checkpoint_key='a' without task_runner="):
+        task(checkpoint_key="a")  # type: ignore[call-overload]
+    with pytest.raises(ConfigurationError, match="checkpoint_key='a' without task_runner="):
+        materialize("s3://x/y", checkpoint_key="a")  # type: ignore[call-overload]
+
+
+def test_two_at_the_same_time_are_refused(runner: Runner, tmp_path: Path) -> None:
+    """The error names both; one after the other is all right, and a run without a flow has a directory of its own."""
+
+    @task(task_runner=runner, name="held", checkpoint_key="one-for-all", task_run_name="run {name}")
+    def held(name: str, folder: str) -> list[str]:
+        import pathlib
+        import time
+
+        found = who_was_here(name)
+        pathlib.Path(folder, name).touch()
+        while not pathlib.Path(folder, "go on").exists():
+            time.sleep(0.05)
+        return found
+
+    @flow
+    def training() -> list[Any]:
+        first = held.submit("a", str(tmp_path))
+        eventually((tmp_path / "a").exists, "the first runs")
+        with pytest.raises(ConfigurationError) as caught:
+            held("b", str(tmp_path))
+        (tmp_path / "go on").touch()
+        text = str(caught.value)
+        assert text.startswith("task run 'run b' of flow run ")
+        assert "and task run 'run a' of flow run " in text
+        assert "one-for-all at the same time; give each a checkpoint_key= of its own" in text
+        return [first.result(), held("c", str(tmp_path))]
+
+    assert training() == [["a"], ["a", "c"]]
+    train = trains(runner)
+    assert [train("a"), train("a")] == [["a"], ["a"]]
+
+
+def test_what_is_left_of_the_run_before_is_ended_first(runner: Runner, tmp_path: Path) -> None:
+    """A flow is retried while its gang still runs: the directory has one user at a time."""
+    runs: list[int] = []
+
+    @task(task_runner=runner, name="left over")
+    def long(folder: str) -> list[str]:
+        import pathlib
+        import time
+
+        from prefect_tpu import runtime
+
+        found = who_was_here("x")
+        if len(found) == 1 and runtime.current().process_id == 0:
+            pathlib.Path(folder, "began").touch()
+            time.sleep(3600)
+        return found
+
+    @flow(retries=1)
+    def training() -> list[str]:
+        runs.append(1)
+        if len(runs) == 1:
+            long.submit(str(tmp_path))
+            eventually((tmp_path / "began").exists, "the first runs")
+            raise ValueError("once")
+        return list(long(str(tmp_path)))
+
+    assert training() == ["x", "x"]
+
+
+def test_runs_of_the_release_before_are_not_begun_anew_silently(runner: Runner) -> None:
+    """An error, not retried, that says how to go on; and by that key it does."""
+    root = Path(runner.resolve().checkpoint_root)
+    train = trains(runner, retries=3, retry_delay_seconds=3600)
+    keys: list[str] = []
+
+    @flow(retries=1)
+    def training() -> list[str]:
+        from prefect.runtime import flow_run
+
+        if keys:
+            return list(train.with_options(checkpoint_key=keys[0])("a"))
+        old = root / flow_run.id / "train-it-0"
+        old.mkdir(parents=True)
+        (old / "marks").write_text("old\n")
+        with pytest.raises(ConfigurationError) as caught:
+            train("a")
+        assert (
+            f"release 0.1.0 of prefect_tpu has left checkpoints of task 'train it' of this flow run in {old.parent}"
+            in str(caught.value)
+        )
+        keys.extend(re.findall(r'To go on from one: checkpoint_key="(\S+)" \(', str(caught.value)))
+        raise caught.value
+
+    assert training() == ["old", "a"]
+
+
+def test_a_relative_root_is_one_of_the_driver(runner: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hosts have another working directory and another home. URLs stay."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for given, absolute in (
+        ("ckpt", f"{tmp_path}/ckpt"), ("./a/../ckpt/", f"{tmp_path}/ckpt"), ("~/ckpt", f"{tmp_path}/home/ckpt"),
+        ("~", f"{tmp_path}/home"), ("gs://bucket/a/", "gs://bucket/a"), ("memory://a", "memory://a"), ("/x//", "/x"),
+    ):  # fmt: skip
+        assert TpuMultisliceRunner[Any](checkpoint_root=given).resolve().checkpoint_root == absolute
+    with pytest.raises(ConfigurationError, match="no home directory is known"):
+        _ = TpuMultisliceRunner[Any](checkpoint_root="~nobody-of-that-name/x").resolve().checkpoint_root
+    relative: Runner = TpuMultisliceRunner(**(runner._given.arguments() | {"checkpoint_root": "here"}))
+    assert trains(relative, checkpoint_key="a")("m") == ["m"]
+    assert (tmp_path / "here" / "a" / "marks").read_text() == "m\n"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigurationError, match="'here' is relative to the working directory, which is gone"):
+        _ = relative.resolve().checkpoint_root
+
+
+PICKLED_BEFORE = (
+    "gASVEwEAAAAAAACMGHByZWZlY3RfdHB1LnRhc2tfcnVubmVyc5SME1RwdU11bHRpc2xpY2VSdW5uZXKUk5QpgZR9lIwGX2dpdmVulIwecHJlZmVj"
+    "dF90cHUudGFza19ydW4uYXJndW1lbnRzlIwFR2l2ZW6Uk5QpgZRdlCiIjAhwcm9jZXNzMJSMHnByZWZlY3RfdHB1LmZsZWV0cy5sb2NhbF9mbGVl"
+    "dJSMCkxvY2FsRmxlZXSUk5QpgZRdlChLAowCdjSUjAUyeDJ4MZROSwGKBQAAAIAATkdAZoAAAAAAAGVijARhdXRvlE59lCiMCm51bV9zbGljZXOU"
+    "XZQoSwFLAmWMD21heF9wcmVlbXB0aW9uc5RLA3VlYnNiLg=="
+)
+
+
+def test_a_runner_that_was_pickled_before_there_were_keys() -> None:
+    """It loads, and is the same."""
+    made: Runner = TpuMultisliceRunner(
+        pool=LocalFleet(slices=2, topology="2x2x1"), num_slices=[2, 1], returns="process0", max_preemptions=3
+    )
+    loaded = pickle.loads(base64.b64decode(PICKLED_BEFORE))
+    assert loaded == made
+    assert loaded.duplicate() == made
+    assert repr(loaded) == repr(made)

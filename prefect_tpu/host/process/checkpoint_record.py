@@ -40,8 +40,10 @@ class NoLibraryError(Exception):
 class Look:
     """Looks, on a thread of its own: a file server may not answer."""
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: Checkpoints, *, attempt: int = 1) -> None:
+        """`attempt`: of the task run; what an installation lacks is said in the first."""
         self._checkpoints = checkpoints
+        self._attempt = attempt
         self._error: ConfigurationError | None = None
         self._wrote = False
         self._thread = threading.Thread(target=self._work, name="prefect-tpu-checkpoints", daemon=True)
@@ -79,7 +81,9 @@ class Look:
         except ConfigurationError as error:
             self._error = error
         except Exception as error:  # noqa: BLE001 - it is only for people's information
-            log.warning("whose checkpoints are in %s is not known: %s: %s", directory, type(error).__name__, error)
+            level = logging.DEBUG if isinstance(error, NoLibraryError) and self._attempt > 1 else logging.WARNING
+            kind = "" if isinstance(error, NoLibraryError) else f"{type(error).__name__}: "
+            log.log(level, "whose checkpoints are in %s is not known: %s%s", directory, kind, error)
         else:
             if warning:
                 log.warning("%s", warning)
@@ -121,9 +125,10 @@ def files_of(directory: str) -> Files:
     try:
         from etils import epath
 
-        return _Paths(epath.Path)
-    except ImportError:
+        epath.Path(directory).exists()
+    except (ImportError, KeyError):
         raise NoLibraryError(f"no library for {scheme}:// on this host (fsspec with its {scheme} package)") from None
+    return _Paths(epath.Path)
 
 
 class _Paths:

@@ -119,7 +119,7 @@ class _Attempt:
         prefect_context.install(request.context.run_id)
         self.gang = process.enter(request.context, lambda *report: self.send(Progress(*report)))
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
-        look = None if request.checkpoints is None else Look(request.checkpoints)
+        look = None if request.checkpoints is None else Look(request.checkpoints, attempt=request.context.attempt)
         if request.jax is not None:
             self.stage = "jax"
             jax_api.start(request.jax)
