@@ -7,11 +7,12 @@ else by what it pickles to, with sets in a fixed order, and classes and function
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import json
 import pickle
 import types
-from collections.abc import Iterable
+from collections.abc import ItemsView, Iterable, KeysView, ValuesView
 from enum import Enum
 from typing import Any
 
@@ -112,7 +113,10 @@ class _Walk:
             return ["buffer", hashlib.sha256(value.raw()).hexdigest()]
         if hasattr(kind, "get_secret_value"):
             return ["secret", kind.__qualname__]
-        reduced = value.__reduce_ex__(5)
+        if isinstance(value, KeysView | ValuesView | ItemsView):
+            return ["list", *map(self.hash, value)]
+        special = copyreg.dispatch_table.get(kind)
+        reduced = special(value) if special is not None else value.__reduce_ex__(5)
         if isinstance(reduced, str):
             return ["global", reduced]
         make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
