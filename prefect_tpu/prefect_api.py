@@ -6,7 +6,8 @@ On hosts `host/process/prefect_context.py` is the one for that. A new release of
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from contextvars import Token
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.task_engine import TaskRunTimeoutError
@@ -54,6 +55,12 @@ def dynamic_keys(flow_run: FlowRunContext) -> MutableMapping[str, Any]:
     return flow_run.task_run_dynamic_keys
 
 
+def parent_of(flow_run: FlowRunContext) -> FlowRunContext | None:
+    """The flow run of this process that has called this one."""
+    before = None if flow_run._token is None else flow_run._token.old_value
+    return None if before is None or before is Token.MISSING else cast("FlowRunContext", before)
+
+
 def refuse_visualization(text: str) -> None:
     """Raise inside `flow.visualize()`, as Prefect does with what it cannot draw."""
     from prefect.utilities.visualization import VisualizationUnsupportedError, get_task_viz_tracker
@@ -92,6 +99,7 @@ __all__ = [
     "emit_state_change",
     "health",
     "join_threads",
+    "parent_of",
     "refuse_visualization",
     "wait_for_events",
     "waited_for",

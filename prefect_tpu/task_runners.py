@@ -85,6 +85,8 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
         launch_timeout_seconds: from forked host processes to the function entered on all hosts.
         cancel_grace_seconds: between SIGTERM and SIGKILL when a gang is cancelled or times out.
         agent_idle_release_seconds: agents that no gang uses are ended after it, so that hosts become idle.
+        checkpoint_key: the name of `checkpoint_dir` below `checkpoint_root`, or a function of (context, parameters)
+            that returns it, for tasks that have none of their own; None: a name by flow run, task and parameters.
         max_workers: how many of its gangs run at the same time; None is Prefect's own number.
 
     Raises:

@@ -11,6 +11,8 @@ from prefect.assets import materialize as prefect_materialize
 from prefect.tasks import MaterializingTask, Task, TaskOptions
 from typing_extensions import Unpack
 
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey
 from prefect_tpu.task_run.gang_task import GangTask, P, R, RunnerOrClass
 from prefect_tpu.task_run.runner import runner_for
 from prefect_tpu.task_runners import Flat, Nested, Process0, TpuMultisliceRunner
@@ -50,15 +52,35 @@ def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 def task(*, task_runner: None = None, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 @overload
 def task(
-    *, task_runner: TpuMultisliceRunner[Flat] | type[TpuMultisliceRunner[Any]], **options: Unpack[TaskOptions]
+    *,
+    task_runner: TpuMultisliceRunner[Flat] | type[TpuMultisliceRunner[Any]],
+    checkpoint_key: CheckpointKey | None = None,
+    **options: Unpack[TaskOptions],
 ) -> FlatDecorator: ...
 @overload
-def task(*, task_runner: TpuMultisliceRunner[Nested], **options: Unpack[TaskOptions]) -> NestedDecorator: ...
+def task(
+    *,
+    task_runner: TpuMultisliceRunner[Nested],
+    checkpoint_key: CheckpointKey | None = None,
+    **options: Unpack[TaskOptions],
+) -> NestedDecorator: ...
 @overload
-def task(*, task_runner: TpuMultisliceRunner[Process0], **options: Unpack[TaskOptions]) -> Process0Decorator: ...
+def task(
+    *,
+    task_runner: TpuMultisliceRunner[Process0],
+    checkpoint_key: CheckpointKey | None = None,
+    **options: Unpack[TaskOptions],
+) -> Process0Decorator: ...
 
 
-def task(fn: Callable[..., Any] | None = None, /, *, task_runner: RunnerOrClass | None = None, **options: Any) -> Any:
+def task(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    task_runner: RunnerOrClass | None = None,
+    checkpoint_key: CheckpointKey | None = None,
+    **options: Any,
+) -> Any:
     """Prefect's `task`, with `task_runner=` for functions that run on every host of TPU slices.
 
     Without `task_runner` it is exactly `prefect.task`.
@@ -66,6 +88,9 @@ def task(fn: Callable[..., Any] | None = None, /, *, task_runner: RunnerOrClass 
     Args:
         fn: the function, when used as a bare decorator.
         task_runner: a TpuMultisliceRunner, or the class itself for its defaults.
+        checkpoint_key: the name of `runtime.current().checkpoint_dir` below `checkpoint_root`, or a function of
+            (context, parameters) that returns it, as Prefect's `cache_key_fn`; whoever has the same goes on from there.
+            None: the runner's, else a name by flow run, task and parameters.
         **options: every argument of `prefect.task`.
 
     Returns:
@@ -74,14 +99,16 @@ def task(fn: Callable[..., Any] | None = None, /, *, task_runner: RunnerOrClass 
         process 0 (`returns="process0"`).
 
     Raises:
-        ConfigurationError: a generator function, or a `task_runner` that is not a TpuMultisliceRunner.
+        ConfigurationError: a generator function, a `task_runner` that is not a TpuMultisliceRunner, or a
+            `checkpoint_key` that cannot be.
     """
     if task_runner is None:
+        _needs_runner(checkpoint_key)
         return prefect.task(fn, **options) if fn is not None else prefect.task(**options)
     runner = runner_for(task_runner)
 
     def decorate(function: Callable[P, R]) -> GangTask[P, R]:
-        return GangTask(function, task_runner=runner, **options)
+        return GangTask(function, task_runner=runner, checkpoint_key=checkpoint_key, **options)
 
     return decorate(fn) if fn is not None else decorate
 
@@ -95,6 +122,7 @@ def materialize(
     *assets: str | Asset,
     by: str | None = None,
     task_runner: TpuMultisliceRunner[Flat] | type[TpuMultisliceRunner[Any]],
+    checkpoint_key: CheckpointKey | None = None,
     **options: Unpack[TaskOptions],
 ) -> FlatDecorator: ...
 @overload
@@ -102,6 +130,7 @@ def materialize(
     *assets: str | Asset,
     by: str | None = None,
     task_runner: TpuMultisliceRunner[Nested],
+    checkpoint_key: CheckpointKey | None = None,
     **options: Unpack[TaskOptions],
 ) -> NestedDecorator: ...
 @overload
@@ -109,12 +138,17 @@ def materialize(
     *assets: str | Asset,
     by: str | None = None,
     task_runner: TpuMultisliceRunner[Process0],
+    checkpoint_key: CheckpointKey | None = None,
     **options: Unpack[TaskOptions],
 ) -> Process0Decorator: ...
 
 
 def materialize(
-    *assets: str | Asset, by: str | None = None, task_runner: RunnerOrClass | None = None, **options: Any
+    *assets: str | Asset,
+    by: str | None = None,
+    task_runner: RunnerOrClass | None = None,
+    checkpoint_key: CheckpointKey | None = None,
+    **options: Any,
 ) -> Any:
     """Prefect's `materialize`, with `task_runner=` for functions that run on every host of TPU slices.
 
@@ -125,6 +159,9 @@ def materialize(
         *assets: what the task makes, at least one.
         by: the tool that does it, shown in the lineage.
         task_runner: a TpuMultisliceRunner, or the class itself for its defaults.
+        checkpoint_key: the name of `runtime.current().checkpoint_dir` below `checkpoint_root`, or a function of
+            (context, parameters) that returns it, as Prefect's `cache_key_fn`; whoever has the same goes on from there.
+            None: the runner's, else a name by flow run, task and parameters.
         **options: every argument of `prefect.task`.
 
     Returns:
@@ -132,14 +169,24 @@ def materialize(
 
     Raises:
         TypeError: no asset.
-        ConfigurationError: a generator function, or a `task_runner` that is not a TpuMultisliceRunner.
+        ConfigurationError: a generator function, a `task_runner` that is not a TpuMultisliceRunner, or a
+            `checkpoint_key` that cannot be.
     """
     plain = prefect_materialize(*assets, by=by, **options)
     if task_runner is None:
+        _needs_runner(checkpoint_key)
         return plain
     runner = runner_for(task_runner)
 
     def decorate(fn: Callable[..., Any]) -> GangTask[..., Any]:
-        return GangTask.adopt(plain(fn), runner)
+        return GangTask.adopt(plain(fn), runner, checkpoint_key)
 
     return decorate
+
+
+def _needs_runner(checkpoint_key: CheckpointKey | None) -> None:
+    if checkpoint_key is not None:
+        raise ConfigurationError(
+            f"checkpoint_key={checkpoint_key!r:.200} without task_runner=: only gangs have a checkpoint_dir. Where the "
+            "flow's task runner makes gangs of tasks, set it there: TpuMultisliceRunner(checkpoint_key=...)"
+        )

@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from prefect_tpu.core.checkpoints import Checkpoints
 from prefect_tpu.core.text import CleanText
 
-Stage = Literal["runtime_env", "environment", "preload", "device", "jax", "transfer", "unpickle", "function", "result"]
+Stage = Literal[
+    "runtime_env",
+    "environment",
+    "preload",
+    "device",
+    "jax",
+    "checkpoints",
+    "transfer",
+    "unpickle",
+    "function",
+    "result",
+]
 """Where on the host something was raised. Only "function" is the user's own code running."""
 
 
@@ -69,6 +81,7 @@ class LaunchRequest:
         chips: of the host; JAX is expected to have a device for each, and it is told if it has not. 0: not known.
         log_level: lowest level of `logging` records that travel to the driver.
         log_lines_per_second, log_burst_lines: how many lines and records travel; the others are counted.
+        checkpoints: looked at before the function is entered, by process 0; None for not at all.
     """
 
     attempt_id: str
@@ -82,6 +95,7 @@ class LaunchRequest:
     log_level: int = 20
     log_lines_per_second: float = float("inf")
     log_burst_lines: float = float("inf")
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ STAGES: dict[Stage, StageRow] = {
         "host", "end that process, or let the next attempt take another slice", "{} could not start", drops="slice"
     ),
     "jax": StageRow("start", "a new attempt gets new ports; if it repeats, look at the network between the hosts"),
+    "checkpoints": StageRow("setup", "say which by `checkpoint_key`, or take them out of the way", configuration=True),
     "transfer": StageRow(
         "host", "make room; the next attempt starts afresh", "arguments or result of {} could not be moved"
     ),

@@ -92,6 +92,7 @@ def request(
         log_level=plan.log_level,
         log_lines_per_second=plan.tuning.host_log_lines_per_second,
         log_burst_lines=plan.log_burst_lines,
+        checkpoints=plan.checkpoints if member.process_id == 0 else None,
     )
 
 

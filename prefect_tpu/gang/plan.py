@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prefect_tpu.cluster import runtime_env, tpu
+from prefect_tpu.core.checkpoints import Checkpoints
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.messages import DeviceCheck
 from prefect_tpu.core.topology import SliceShape
@@ -27,6 +28,7 @@ class GangPlan:
         metadata_url: of the cloud's metadata server; None for the usual one, "" for none.
         log_level: of the driver's logger; hosts send nothing below it.
         host_resources: reserved on each host beside its chips, sorted by name.
+        checkpoints: what is known of `checkpoint_dir`; None if nobody else can ever have the same one.
     """
 
     fleet: Fleet
@@ -38,6 +40,7 @@ class GangPlan:
     metadata_url: str | None
     log_level: int
     host_resources: tuple[tuple[str, float], ...] = ()
+    checkpoints: Checkpoints | None = None
 
     @property
     def most_slices(self) -> int:

@@ -77,6 +77,10 @@ class Tuning(BaseModel):
     preemption_backoff_longest_seconds: Seconds = Field(
         default=60.0, description="Longest wait after a preemption, in seconds."
     )
+    checkpoint_look_timeout_seconds: SecondsAbove0 = Field(
+        default=30.0,
+        description="How long a function waits until it is known whose checkpoints are in its directory, in seconds.",
+    )
     device_wait_seconds: Seconds = Field(
         default=30.0,
         description="How long whoever holds a host's accelerator has to let go before a launch fails, in seconds.",

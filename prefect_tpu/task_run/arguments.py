@@ -12,6 +12,7 @@ from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.options.check import check_given, refused
 from prefect_tpu.options.given import GivenOptions
 from prefect_tpu.options.variables import withhold
+from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey, check_checkpoint_key
 
 if TYPE_CHECKING:
     from prefect_tpu.blocks.pool import TpuSlicePool
@@ -24,6 +25,7 @@ class RunnerOptions(GivenOptions, total=False):
 
     pool: Fleet | TpuSlicePool | str | None
     max_workers: int | None
+    checkpoint_key: CheckpointKey | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Given:
     pool: Fleet | TpuSlicePool | str | None
     max_workers: int | None
     options: dict[str, Any] = field(repr=False)
+    checkpoint_key: CheckpointKey | None = None
 
     @classmethod
     def of(cls, flatten: Any, returns: Any, options: Mapping[str, Any]) -> Self:
@@ -55,7 +58,13 @@ class Given:
         rest = dict(options)
         pool = rest.pop("pool", None)
         max_workers = rest.pop("max_workers", None)
+        checkpoint_key = rest.pop("checkpoint_key", None)
         _check_pool(pool)
+        if checkpoint_key is not None:
+            try:
+                check_checkpoint_key(checkpoint_key)
+            except ValueError as error:
+                raise refused("checkpoint_key", checkpoint_key, str(error)) from None
         if not isinstance(flatten, bool):
             raise refused("flatten", flatten, "must be True or False")
         if returns not in ("all", "process0"):
@@ -67,7 +76,7 @@ class Given:
         if "num_slices" in kept:
             sizes = sizes_of(kept["num_slices"])
             kept["num_slices"] = sizes[0] if len(sizes) == 1 else list(sizes)
-        return cls(flatten, returns, pool, max_workers, kept)
+        return cls(flatten, returns, pool, max_workers, kept, checkpoint_key)
 
     def without_secrets(self) -> Self:
         """For a pickle: names of Secret blocks stay."""
@@ -80,6 +89,7 @@ class Given:
         own = {
             "pool": self.pool,
             "max_workers": self.max_workers,
+            "checkpoint_key": self.checkpoint_key,
             "flatten": None if self.flatten else False,
             "returns": None if self.returns == "all" else self.returns,
         }

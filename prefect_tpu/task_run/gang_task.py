@@ -17,6 +17,7 @@ from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.text import clean
 from prefect_tpu.task_run.cache import with_gang_shape
+from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey, check_checkpoint_key
 from prefect_tpu.task_run.entry import wrap
 from prefect_tpu.task_run.gang_task_run import GangTaskRun
 from prefect_tpu.task_run.runner import ConfiguredRunner, GangRunner, runner_for
@@ -37,40 +38,63 @@ class GangTask(Task[P, R]):
         body: the user's function. `fn` launches the gang when Prefect's engine calls it, and is `body`
             everywhere else.
         task_runner: how the gang runs.
+        checkpoint_key: names `checkpoint_dir` below `checkpoint_root`; None: the runner's, else an automatic name.
     """
 
     body: Callable[..., Any]
     task_runner: ConfiguredRunner
+    checkpoint_key: CheckpointKey | None = None
     gang_run: GangTaskRun | None = None
 
-    def __init__(self, fn: Callable[P, R], *, task_runner: RunnerOrClass, **options: Unpack[TaskOptions]) -> None:
+    def __init__(
+        self,
+        fn: Callable[P, R],
+        *,
+        task_runner: RunnerOrClass,
+        checkpoint_key: CheckpointKey | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> None:
         super().__init__(fn=fn, **options)
-        self._become_gang(runner_for(task_runner))
+        self._become_gang(runner_for(task_runner), checkpoint_key)
 
     @classmethod
-    def adopt(cls, task: Task[P, Any], task_runner: ConfiguredRunner) -> GangTask[P, Any]:
+    def adopt(
+        cls, task: Task[P, Any], task_runner: ConfiguredRunner, checkpoint_key: CheckpointKey | None = None
+    ) -> GangTask[P, Any]:
         """`task` as a gang: what `@flow(task_runner=TpuMultisliceRunner(...))` makes of every submitted task."""
         kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
         gang = cast("GangTask[P, Any]", kind.__new__(kind))
         prefect_api.copy_attributes(task, gang)
-        gang._become_gang(task_runner)  # noqa: SLF001 - of this very class
+        gang._become_gang(task_runner, checkpoint_key)  # noqa: SLF001 - of this very class
         return gang
 
-    def _become_gang(self, task_runner: ConfiguredRunner) -> None:
+    def _become_gang(self, task_runner: ConfiguredRunner, checkpoint_key: CheckpointKey | None) -> None:
         if self.isgenerator:
             raise ConfigurationError(
                 f"Task {self.name!r} is a generator function. A gang returns one value per host; "
                 "return a list, or send values on the way with prefect_tpu.runtime.report()."
             )
+        if checkpoint_key is not None:
+            try:
+                check_checkpoint_key(checkpoint_key)
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"task {self.name!r}, checkpoint_key={checkpoint_key!r:.200}: {error}"
+                ) from None
         self.name, self.tags = clean(self.name), {clean(tag) for tag in self.tags}  # else Prefect records no run of it
         self.task_runner = task_runner
+        self.checkpoint_key = checkpoint_key
         self.body = self.fn
         self.fn = cast("Callable[P, R]", wrap(self.body))
 
-    def for_run(self) -> tuple[GangTask[P, R], GangTaskRun]:
-        """A copy for one task run, whose retry fields its run may change, and that run."""
+    def for_run(self, parameters: dict[str, Any]) -> tuple[GangTask[P, R], GangTaskRun]:
+        """A copy for one task run, whose retry fields its run may change, and that run.
+
+        Args:
+            parameters: by name, as the task was called with them, defaults among them.
+        """
         clone = copy.copy(self)
-        task_run = clone.gang_run = GangTaskRun(self.task_runner.resolve, clone)
+        task_run = clone.gang_run = GangTaskRun(self.task_runner.resolve, clone, parameters, self.checkpoint_key)
         clone.retry_condition_fn = task_run.retry_condition()
         clone.timeout_seconds = None  # it counts from the launch of the gang, not from the queue
         if self.task_run_name:
@@ -78,8 +102,14 @@ class GangTask(Task[P, R]):
         clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape())
         return clone, task_run
 
-    def with_options(self, *, task_runner: RunnerOrClass | None = None, **options: Any) -> GangTask[P, R]:
-        """As `prefect.Task.with_options`; the task runner is kept unless another is given."""
+    def with_options(
+        self,
+        *,
+        task_runner: RunnerOrClass | None = None,
+        checkpoint_key: CheckpointKey | None = None,
+        **options: Any,
+    ) -> GangTask[P, R]:
+        """As `prefect.Task.with_options`; task runner and checkpoint key are kept unless others are given."""
         plain = self._plain()
         known = {*inspect.signature(Task.__init__).parameters, *inspect.signature(plain.with_options).parameters}
         known -= {"self", "fn", "task_kwargs"}
@@ -87,7 +117,9 @@ class GangTask(Task[P, R]):
         if unknown:
             raise TypeError(f"with_options() got unknown options {unknown}; known: {sorted(known)}")
         merged = plain.with_options(**options)
-        gang = GangTask.adopt(merged, runner_for(task_runner) if task_runner is not None else self.task_runner)
+        runner = runner_for(task_runner) if task_runner is not None else self.task_runner
+        key = checkpoint_key if checkpoint_key is not None else self.checkpoint_key
+        gang = GangTask.adopt(merged, runner, key)
         return cast("GangTask[P, R]", gang)
 
     def _run_name(self, parameters: dict[str, Any]) -> Any:
@@ -113,7 +145,7 @@ class GangTask(Task[P, R]):
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Run the gang and return its result; a coroutine for an async function."""
-            clone, task_run = self.for_run()
+            clone, task_run = self.for_run(get_call_parameters(self.fn, args, _without_engines(kwargs)))
             call = functools.partial(Task.__call__, clone, *args, **kwargs)
             if self.isasync:
                 return _finish(call, task_run)
@@ -177,6 +209,11 @@ class MaterializingGangTask(GangTask[P, R], MaterializingTask[P, R]):  # type: i
         return MaterializingTask(
             fn=self.body, assets=self.assets, materialized_by=self.materialized_by, **self._options()
         )
+
+
+def _without_engines(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a call that are the function's."""
+    return {name: value for name, value in kwargs.items() if name not in ("return_state", "wait_for")}
 
 
 async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], task_run: GangTaskRun) -> Any:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ import anyio
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
-from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
@@ -33,6 +31,7 @@ from prefect_tpu.gang.attempts import Attempts, Call, Ended
 from prefect_tpu.observability import artifacts, logs, states
 from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
+from prefect_tpu.task_run.checkpoint_dirs import CheckpointDirectory, CheckpointKey
 from prefect_tpu.task_run.failures import as_exception
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.retries import Retries, RetryFields
@@ -44,20 +43,31 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.2
 """How often the engine's thread looks whether it is to stop, while the gang runs on a thread of its own."""
 
-_COUNTING = threading.Lock()
-
 
 class GangTaskRun:
     """One task run of a gang task: its attempts, their ledger, and the word to stop."""
 
-    def __init__(self, resolve: Callable[[], Resolved], task: RetryFields) -> None:
-        """`resolve`: says how the gang is made; asked once. `task`: of this task run alone."""
+    def __init__(
+        self,
+        resolve: Callable[[], Resolved],
+        task: RetryFields,
+        parameters: Mapping[str, Any],
+        checkpoint_key: CheckpointKey | None,
+    ) -> None:
+        """Of one call of a task.
+
+        Args:
+            resolve: says how the gang is made; asked once.
+            task: of this task run alone.
+            parameters: as the task was called with them.
+            checkpoint_key: the task's own.
+        """
         self._resolve = resolve
         self.task = task
         self.timeout_seconds = task.timeout_seconds
         self.retries = Retries(task, lambda: self.resolved.limits, lambda: self.resolved.tuning)
         self.reports: list[AttemptReport] = []
-        self._call_number = _call_number(task.name)
+        self._checkpoints = CheckpointDirectory(task.name, parameters, checkpoint_key, self.cancel)
         self._number = 0
         self._running = False
         self._flow_had_ended = False
@@ -91,6 +101,7 @@ class GangTaskRun:
         if self._mend is not None and self._mend():
             self._mend = None  # it holds the task run's context, and with it the parameters
         self.reports = []
+        self._checkpoints.leave()
 
     def retry_condition(self) -> Callable[..., Any]:
         """Prefect's `retry_condition_fn` for the clone: our causes first, else the user's own."""
@@ -161,9 +172,18 @@ class GangTaskRun:
         logger = get_run_logger()
         if self._attempts is None:
             try:
-                plan = self.resolved.plan(
+                resolved = self.resolved
+                checkpoints = self._checkpoints.place(
+                    context,
+                    resolved.checkpoint_root,
+                    resolved.checkpoint_key,
+                    logger,
+                    look_timeout_seconds=resolved.tuning.checkpoint_look_timeout_seconds,
+                )
+                plan = resolved.plan(
                     timeout_seconds=self.timeout_seconds,
-                    checkpoint_name=self._checkpoint_name(context.task_run),
+                    checkpoint_name=checkpoints.key,
+                    checkpoints=checkpoints if context.task_run.flow_run_id else None,
                     say=logger,
                     flow_run_id=None if context.task_run.flow_run_id is None else str(context.task_run.flow_run_id),
                 )
@@ -182,6 +202,7 @@ class GangTaskRun:
         def work() -> None:
             try:
                 try:
+                    self._checkpoints.take(self._cancelled.is_set, attempts.barrier_seconds)
                     ended = attempts.attempt(number, call, observer, backoff_seconds=backoff_seconds)
                 finally:
                     observer.flush()
@@ -203,12 +224,6 @@ class GangTaskRun:
         lines = tuning.gang_log_lines_per_second
         run_log = RunLog(logger, RateLimit(lines, lines * tuning.log_burst_seconds))
         return RunObserver(run_log, self.task.name, task_run, slice_bars=tuning.slice_bars)
-
-    def _checkpoint_name(self, task_run: TaskRun) -> str:
-        """The same for every attempt, and when the flow run is retried, where the task run has another id."""
-        if task_run.flow_run_id is None:
-            return str(task_run.id)
-        return f"{task_run.flow_run_id}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.name)}-{self._call_number}"
 
     def _look(self) -> None:
         """Stop if the flow run that this task run belongs to has ended badly, or the process is ending.
@@ -284,15 +299,3 @@ class GangTaskRun:
             get_run_logger().log(row.log_level, "attempt %d %s: %s", report.number, verdict.kind.value, text)
         if row.state:
             states.emit(context.task_run, row.state, text)
-
-
-def _call_number(task_name: str) -> int:
-    """How often the flow run has called a task of this name before: the same in every retry of the flow run."""
-    flow = FlowRunContext.get()
-    if flow is None:
-        return 0
-    key = f"prefect_tpu.{task_name}"  # beside Prefect's own counters, which start anew with each retry as well
-    keys = prefect_api.dynamic_keys(flow)
-    with _COUNTING:
-        number = keys[key] = int(keys.get(key, -1)) + 1
-    return number

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from prefect.settings import get_current_settings
 
+from prefect_tpu.core.checkpoints import Checkpoints
 from prefect_tpu.core.environment import device_counts
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
@@ -21,6 +23,7 @@ from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.merge import merge
 from prefect_tpu.settings import current_settings
 from prefect_tpu.task_run.arguments import Given
+from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey
 from prefect_tpu.task_run.remote_options import host_resources
 
 if TYPE_CHECKING:
@@ -90,6 +93,31 @@ class Resolved:
             resumable=self.options.resumable,
         )
 
+    @functools.cached_property
+    def checkpoint_root(self) -> str:
+        """Absolute: hosts have other working directories and other homes. URLs stay as they are.
+
+        Raises:
+            ConfigurationError: it is relative to a directory, or a home, that there is not.
+        """
+        root = str(self.options.checkpoint_root or get_current_settings().home / "tpu" / "checkpoints")
+        if "://" not in root:
+            path = os.path.expanduser(root)
+            try:
+                root = os.path.abspath(path)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"checkpoint_root {root!r} is relative to the working directory, which is gone: {error}"
+                ) from None
+            if path.startswith("~"):
+                raise ConfigurationError(f"checkpoint_root {path!r}: no home directory is known for that user")
+        return root.rstrip("/")
+
+    @property
+    def checkpoint_key(self) -> CheckpointKey | None:
+        """The runner's own."""
+        return self._given.checkpoint_key
+
     def result_shape(self) -> tuple[str, ...]:
         """What the shape of a result depends on; part of the cache key."""
         options = self.options
@@ -119,7 +147,13 @@ class Resolved:
         return resolve(given)
 
     def plan(
-        self, *, timeout_seconds: float | None, checkpoint_name: str, say: Logger, flow_run_id: str | None = None
+        self,
+        *,
+        timeout_seconds: float | None,
+        checkpoint_name: str,
+        say: Logger,
+        flow_run_id: str | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> GangPlan:
         """Everything about the gang. Connects to nothing.
 
@@ -128,6 +162,7 @@ class Resolved:
             checkpoint_name: the same for every attempt, and for the same task of a retried flow run.
             say: where a warning about simulated slices goes.
             flow_run_id: told to a fleet that labels what it creates.
+            checkpoints: what is known of that directory, where another task run may have the same.
 
         Raises:
             ConfigurationError: no pool or Secret block of that name, or values that do not fit together.
@@ -147,17 +182,17 @@ class Resolved:
             fleet = fleet.for_flow_run(flow_run_id)
         spares = int(simulated) if options.warm_spares is None else options.warm_spares
         whole = {"preemptible": preemptible, "warm_spares": spares, "secret_env": self._secrets()}
-        root = options.checkpoint_root or get_current_settings().home / "tpu" / "checkpoints"
         plan = GangPlan(
             fleet=fleet,
             options=options.model_copy(update=whole),
             tuning=tuning,
             process0_only=self._given.returns == "process0",
             timeout_seconds=timeout_seconds,
-            checkpoint_dir=f"{str(root).rstrip('/')}/{checkpoint_name}",
+            checkpoint_dir=f"{self.checkpoint_root}/{checkpoint_name}",
             metadata_url=tuning.metadata_url or ("" if simulated else None),
             log_level=say.getEffectiveLevel(),
             host_resources=host_resources(),
+            checkpoints=checkpoints,
         )
         if simulated:
             _check_device_counts(plan)

@@ -58,8 +58,8 @@ class ConfiguredRunner(Protocol):
 class Launchable(Protocol):
     """A task that makes a copy of itself for each task run, and what runs it."""
 
-    def for_run(self) -> tuple[Task[Any, Any], GangTaskRun]:
-        """For one task run."""
+    def for_run(self, parameters: dict[str, Any]) -> tuple[Task[Any, Any], GangTaskRun]:
+        """For one task run, called with these."""
 
 
 class GangRunner(ThreadPoolTaskRunner[Any]):
@@ -78,7 +78,7 @@ class GangRunner(ThreadPoolTaskRunner[Any]):
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> GangFuture:
         """Start a task run of a gang task on a thread of this runner; see `prefect.Task.submit`."""
-        clone, task_run = cast("Launchable", task).for_run()
+        clone, task_run = cast("Launchable", task).for_run(parameters)
         future = super().submit(clone, parameters, wait_for, dependencies)
         with self._task_runs_lock:
             self._task_runs.add(task_run)

@@ -75,6 +75,7 @@ def test_a_gangs_duplicate_keeps_every_option() -> None:
         "returns": "all",
         "jax_distributed": False,
         "max_workers": 3,
+        "checkpoint_key": "sweep-7/rate-0.1",
     } | {name: other_than(field.default) for name, field in GangOptions.model_fields.items()}
     options |= {"env": {"A": "b"}, "runtime_env": {"env_vars": {"A": "b"}}, "checkpoint_root": "/checkpoints"}
     made: TpuMultisliceRunner[Any] = TpuMultisliceRunner(**options)

@@ -49,6 +49,8 @@ def answer() -> int:
         ({"pool": 3}, "a fleet"),
         ({"env": {"A": 1}}, "strings to strings"),
         ({"jax_distributed": "yes"}, "jax_distributed='yes'"),
+        ({"checkpoint_key": "../other"}, "checkpoint_key='../other'): must be names of letters, digits"),
+        ({"checkpoint_key": 3}, "checkpoint_key=3): must be a string, or a function of (context, parameters)"),
         ({"lease_timeout_seconds": -1}, "lease_timeout_seconds=-1"),
         ({"topology": 4}, "topology=4"),
         ({"preload": "jax"}, "preload='jax'"),

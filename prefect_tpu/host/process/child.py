@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
+from prefect_tpu.host.process.checkpoint_record import Look
 from prefect_tpu.host.process.device_watch import DeviceWatch
 from prefect_tpu.host.process.endings import PythonEnd
 from prefect_tpu.host.process.output import log_to, take_streams
@@ -133,10 +134,14 @@ class _Attempt:
         self.gang = process.enter(request.context, lambda *report: self.send(Progress(*report)))
         self.devices = DeviceWatch(request.chips)
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
+        look = None if request.checkpoints is None else Look(request.checkpoints, attempt=request.context.attempt)
         if request.jax is not None:
             self.stage = "jax"
             jax_api.start(request.jax)
             self.send(Phase("initialized"))
+        if look is not None:
+            self.stage = "checkpoints"
+            look.finish()
         self.stage = "unpickle"
         fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
         self.classes = pickling.ClassesOfDriver()
@@ -147,6 +152,8 @@ class _Attempt:
             result = asyncio.run(result)
         jax_api.wait_for_arrays(result)
         self.devices.conclude()
+        if look is not None:
+            look.forget_unused()
         return self._ship(result)
 
     def _ship(self, result: Any) -> Returned:

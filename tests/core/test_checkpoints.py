@@ -1,0 +1,95 @@
+"""Names of checkpoint directories, and what is said of whose they are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from prefect_tpu.core.checkpoints import Checkpoints, by_parameters, check_key, with_dashes
+
+
+def checkpoints(**given: Any) -> Checkpoints:
+    fields: dict[str, Any] = {
+        "directory": "/root/run/train-0", "key": "run/train-0", "task": "train", "task_run": "train-abc",
+        "flow_run": "red-fox", "flow_run_id": "run", "parameters": {"rate": "1"}, "old": "train",
+        "old_parent": "/root/run", "look_timeout_seconds": 5,
+    }  # fmt: skip
+    return Checkpoints(**(fields | given))
+
+
+@pytest.mark.parametrize("key", ["a", "sweep-7/rate-0.1", "0198f/train-it-0", "a..b/_", "x" * 200, "a/" * 400 + "b"])
+def test_keys_that_may_be(key: str) -> None:
+    """Relative, and the same everywhere."""
+    assert check_key(key) == key
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "a b", "ä", "a\n", "a\\b", "~", "gs://a", "x" * 201,
+            "/".join(["ab"] * 400), "\udcff", "a\0"]
+)  # fmt: skip
+def test_keys_that_may_not_be(key: str) -> None:
+    """Nothing that leaves checkpoint_root, or that some file system does not take."""
+    with pytest.raises(ValueError, match="must be names of letters, digits"):
+        check_key(key)
+
+
+@pytest.mark.parametrize("key", [None, 3, b"a", ["a"]])
+def test_a_key_is_a_string(key: Any) -> None:
+    """Nothing is made one."""
+    with pytest.raises(ValueError, match="must be a string, not"):
+        check_key(key)
+
+
+@pytest.mark.parametrize("name", ["train", "train it", "訓練", "x" * 500, "../etc", "a/b", ".", "~"])
+def test_what_names_itself_can_be_a_key(name: str) -> None:
+    """An automatic name is a valid key: another flow run can go on from it. Other names have other directories."""
+    made = by_parameters(name, {"rate": "1"})
+    assert check_key(f"0198f/{made}-0")
+    assert check_key(f"0198f/{with_dashes(name)[:180]}-0")
+    assert made != by_parameters(name + "!", {"rate": "1"})
+    assert made != by_parameters(name, {"rate": "2"})
+    assert made != by_parameters(name, {"rate": "1", "seed": "1"})
+
+
+def test_a_record_of_the_same_parameters_says_nothing() -> None:
+    """Nor does one of a parameter that has no hash."""
+    assert checkpoints().say_others(checkpoints(flow_run="other").as_json()) == ""
+    assert checkpoints(parameters={"rate": None}).say_others(checkpoints().as_json()) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({"rate": "1", "seed": "1"}, {"rate": "2", "seed": "1"}, ": rate differs."),
+        ({"rate": "1", "seed": "1"}, {"rate": "2", "seed": "2"}, ": rate, seed differ."),
+        ({"rate": "1"}, {"rate": "1", "seed": "1"}, ": seed differs."),
+        ({"rate": "1", "seed": None}, {"rate": "1"}, ": seed differs."),
+    ],
+)
+def test_a_record_of_other_parameters(before: dict[str, str | None], now: dict[str, str | None], said: str) -> None:
+    """Which, whose, and where."""
+    text = checkpoints(parameters=now).say_others(checkpoints(parameters=before, flow_run="blue-hen").as_json())
+    assert "/root/run/train-0 has been used with other parameters (task 'train', flow run 'blue-hen')" in text
+    assert said in text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"parameters": 3}', '{"parameters": {}}', "\0"])
+def test_a_record_that_is_none(text: str) -> None:
+    """Somebody has written to it: that is said, and nothing else happens."""
+    assert "/root/run/.train-0.prefect-tpu.json cannot be read" in checkpoints().say_others(text)
+
+
+def test_a_record_has_names_and_hashes_and_no_values() -> None:
+    """And no path."""
+    assert set(json.loads(checkpoints().as_json())) == {
+        "key", "task", "task_run", "flow_run", "flow_run_id", "parameters"
+    }  # fmt: skip
+
+
+def test_directories_of_the_release_before() -> None:
+    """By their names, where nobody has written a record since."""
+    names = ["train-0", "train-1", ".train-1.prefect-tpu.json", "train-it-0", "train-0123456789abcdef-0", "x", "train-"]
+    assert checkpoints().old_directories(names) == ["train-0"]
+    assert checkpoints(old="").old_directories(names) == []
