@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import cyclopts
+from rich.text import Text
 
 from prefect_tpu._version import __version__
 from prefect_tpu.cli.fleet import fleet_app
@@ -46,10 +47,9 @@ def doctor(
         tell(json, {"ok": not failed, "findings": rows}, "")
     else:
         for one in findings:
-            mark = {True: "[green]ok [/green]", False: "[red]not[/red]", None: "[yellow]-- [/yellow]"}[one.ok]
-            out.print(
-                f"{mark} {plain(one.name)}: {plain(one.says)}" + (f"\n    -> {plain(one.to_do)}" if one.to_do else "")
-            )
+            mark = {True: ("ok ", "green"), False: ("not", "red"), None: ("-- ", "yellow")}[one.ok]
+            to_do = f"\n    -> {one.to_do}" if one.to_do else ""
+            out.print(Text.assemble(mark, plain(f" {one.name}: {one.says}{to_do}")))
     return EXIT_FAILED if failed else EXIT_OK
 
 
@@ -79,10 +79,10 @@ def run(arguments: Sequence[str]) -> int:
     except cyclopts.CycloptsError:
         return EXIT_USAGE
     except ConfigurationError as error:
-        err.print(f"[red]Error:[/red] {plain(error)}")
+        err.print(Text.assemble(("Error:", "red"), plain(f" {error}")))
         return EXIT_USAGE
     except TpuError as error:
-        err.print(f"[red]Error:[/red] {plain(error)}")
+        err.print(Text.assemble(("Error:", "red"), plain(f" {error}")))
         return EXIT_FAILED
     except KeyboardInterrupt:
         err.print("Interrupted.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import cyclopts
-from rich.table import Table
 
 from prefect_tpu.cli.output import Json, print_table, progress, tell
 from prefect_tpu.core import clock
@@ -83,14 +82,13 @@ def status(*, name: Name = "default", json: Json = False) -> None:
     if json:
         tell(json, {"name": name, **found}, "")
         return
-    table = Table(title=f"fleet {name!r}: {found['accelerator_type']} {found['topology']} at {found['address']}")
-    for column in ("slice", "state", "use", "hosts up", "chips"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for one in found["slices"]:
         ups = sum(1 for host in one["hosts"] if host["state"] in ("up", "draining"))
         use = "-" if one["state"] != "up" else ("free" if one["free"] else "taken")
-        table.add_row(one["name"], one["state"], use, f"{ups} of {len(one['hosts'])}", str(one["chips"]))
-    print_table(table)
+        rows.append((one["name"], one["state"], use, f"{ups} of {len(one['hosts'])}", one["chips"]))
+    title = f"fleet {name!r}: {found['accelerator_type']} {found['topology']} at {found['address']}"
+    print_table(title, ("slice", "state", "use", "hosts up", "chips"), rows)
 
 
 @fleet_app.command

@@ -1,14 +1,17 @@
-"""What the commands print: words for people, or JSON."""
+"""What the commands print: words for people, or JSON. Nothing goes to a terminal but by `plain`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import cyclopts
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from prefect_tpu.core.text import visible
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 MAX_COLUMNS = 1_000
@@ -24,7 +27,7 @@ def progress(quiet: bool) -> Callable[[str], None]:
 
     def say(text: str) -> None:
         if not quiet:
-            err.print(f"[dim]{plain(text)}[/dim]")
+            err.print(plain(text, "dim"))
 
     return say
 
@@ -37,11 +40,16 @@ def tell(as_json: bool, value: dict[str, Any], text: str) -> None:
         out.print(plain(text))
 
 
-def print_table(table: Table) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """As wide as it needs to be where no terminal says how wide that is: names are never cut."""
+    table = Table(title=plain(title))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(plain(cell) for cell in row))
     (out if out.is_terminal else Console(width=MAX_COLUMNS, highlight=False)).print(table)
 
 
-def plain(text: object) -> str:
-    """Text that is no markup of rich's."""
-    return str(text).replace("[", r"\[")
+def plain(text: object, style: str = "") -> Text:
+    """Text from elsewhere: no markup of rich's, and nothing in it that a terminal would act on."""
+    return Text(visible(str(text)), style)

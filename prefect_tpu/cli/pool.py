@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import cyclopts
-from rich.table import Table
 
 from prefect_tpu.cli.output import EXIT_FAILED, EXIT_OK, Json, out, plain, print_table, tell
 from prefect_tpu.core.errors import ConfigurationError
@@ -43,14 +42,13 @@ def pool_status(
     if found["problem"]:
         out.print(plain(found["problem"]))
     else:
-        table = Table(title=f"{found['fitting']} whole slices of {kind}, {found['free']} free")
-        for column in ("slice", "kind", "hosts", "use"):
-            table.add_column(column, overflow="fold")
+        rows = []
         for one in found["slices"]:
             use = one["problem"] or ("draining" if one["draining"] else "free" if one["free"] else "taken")
             hosts = f"{one['hosts_alive']} of {one['hosts_expected'] or '?'}"
-            table.add_row(one["name"], f"{one['accelerator_type']} {one['topology']}", hosts, use)
-        print_table(table)
+            rows.append((one["name"], f"{one['accelerator_type']} {one['topology']}", hosts, use))
+        title = f"{found['fitting']} whole slices of {kind}, {found['free']} free"
+        print_table(title, ("slice", "kind", "hosts", "use"), rows)
     return EXIT_OK if enough else EXIT_FAILED
 
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rich.table import Table
 
 from prefect_tpu._version import __version__
-from prefect_tpu.cli import output
 from prefect_tpu.cluster import inventory, session
 from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.linux import processes
@@ -135,14 +133,6 @@ def test_a_silent_api(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     assert "did not give the pool 'tpu-slice-pool/any'" in done.stderr
     assert "PREFECT_API_URL" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_tables_are_not_cut_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Names of slices can be long, and somebody greps for them."""
-    table = Table("slice", "use")
-    table.add_row("gke-tpu-v6e-" + "x" * 150, "free")
-    output.print_table(table)
-    assert "gke-tpu-v6e-" + "x" * 150 in capsys.readouterr().out
 
 
 def test_help_has_the_exit_codes(cli: Cli) -> None:
