@@ -151,8 +151,8 @@ def _check(spec: QueuedSpec) -> None:
     if spec.token_secret is not None and spec.unprotected_ray:
         raise _refused(spec, "unprotected_ray", "must not be given with token_secret: it is one or the other")
     if spec.token_secret is not None and spec.service_account is None:
-        says = "must be given with token_secret: an account that may read this secret, and little else"
-        raise _refused(spec, "service_account", says)
+        says = "must come with service_account: an account that may read this secret, and little else"
+        raise _refused(spec, "token_secret", says)
     if spec.host_lock is not None and spec.host_packages:
         raise _refused(spec, "host_packages", "must not be given with host_lock, which has all that is installed")
     if spec.host_lock is not None and not (spec.host_package or "gs://").startswith("gs://"):

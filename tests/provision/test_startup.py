@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from prefect_tpu.linux.ports import free_ports
 from prefect_tpu.provision import startup
 from tests.processes import descendants
 from tests.provision.conftest import ACCOUNT, SECRET
-from tests.provision.tpu_vm import GoogleCloud, TpuVm, google_cloud
+from tests.provision.tpu_vm import GoogleCloud, TpuVm, end, google_cloud
 from tests.waiting import eventually
 
 TOKEN = "c0ffee" * 11
@@ -144,11 +146,11 @@ def test_a_vm_joins_a_head_that_asks_for_a_token(
     token.write_text(TOKEN)
     access = dict(os.environ) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     access |= {"RAY_TMPDIR": "/tmp", "RAY_USAGE_STATS_ENABLED": "0"}
-    directory = subprocess.run(["mktemp", "-d", "/tmp/ptpu-h-XXXX"], capture_output=True, text=True, check=True).stdout
+    directory = tempfile.mkdtemp(prefix="ptpu-", dir="/tmp")  # short, as Ray's sockets are in it
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", "--num-cpus=0", f"--port={port}", "--node-ip-address=127.0.0.1",
-         "--include-dashboard=false", f"--temp-dir={directory.strip()}"],
-        env=access, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+         "--include-dashboard=false", f"--temp-dir={directory}"],
+        env=access, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     image = tmp_path / "vm-0" / "image" / "bin"
     image.mkdir(parents=True)
@@ -172,8 +174,8 @@ def test_a_vm_joins_a_head_that_asks_for_a_token(
         cloud.secrets[SECRET] = TOKEN  # the right one: the next try of the same VM gets in
         eventually(lambda: nodes() == "2", f"the VM has joined; {vm.log.read_text()}", 90)
     finally:
-        os.killpg(head.pid, 15)
-        head.communicate(timeout=30)
+        end(head)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 # -- what is refused before anything is asked for

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from prefect_tpu.linux import processes
+
 ACCESS_TOKEN = "ya29.of-the-service-account"
 STUBS = {
     # No user is made on the machine that runs tests: what the script asks for is written down, and done as who we are.
@@ -130,9 +132,15 @@ class TpuVm:
         return self.said.read_text().splitlines()
 
     def switch_off(self) -> None:
-        with contextlib.suppress(ProcessLookupError):  # our own child, which leads this group and is not collected yet
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        end(self.process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """With everything that hangs below it, in whatever session."""
+    table = processes.snapshot()
+    for pid in processes.descendants(table, process.pid):
+        processes.signal_process(table[pid], signal.SIGKILL)
+    process.wait()
 
 
 def _program(path: Path, text: str) -> None:
