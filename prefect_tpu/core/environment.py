@@ -37,9 +37,7 @@ def check_values(user_env: Mapping[str, str]) -> None:
     for name in FLAG_VARIABLES:
         text = user_env.get(name, "").strip()
         if text and not text.startswith("-"):
-            raise ValueError(
-                f"{name}={text[:50]!r} is no list of flags such as '--a=1 --b=2'"
-            )
+            raise ValueError(f"{name}={text[:50]!r} is no list of flags such as '--a=1 --b=2'")
     seed = user_env.get(HASH_SEED, "random")
     if seed != "random" and not (seed.isascii() and seed.isdigit() and int(seed) <= MAX_HASH_SEED):
         raise ValueError(f"{HASH_SEED}={seed[:50]!r} must be 'random' or a whole number from 0 to {MAX_HASH_SEED}")
