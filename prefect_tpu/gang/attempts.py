@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefect_tpu.cluster import inventory, runtime_env, session
+from prefect_tpu.cluster import inventory, object_refs, runtime_env, session
 from prefect_tpu.core.errors import GangCancelledError
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
@@ -108,7 +108,11 @@ class Attempts:
         """
         plan = self.plan
         shape = plan.resolve()
-        payload = pickling.dumps((call.fn, call.args, call.kwargs), project_root=pickling.project_root_of(call.fn))
+        payload = pickling.dumps(
+            (call.fn, call.args, call.kwargs),
+            project_root=pickling.project_root_of(call.fn),
+            fetch=object_refs.fetcher(self.cancelled.is_set),
+        )
         if backoff_seconds:
             observer.say(f"attempt {number} waits {backoff_seconds:g} s before it looks for slices")
             if self.cancelled.wait(backoff_seconds):

@@ -24,6 +24,9 @@ from prefect_tpu.wire import cloudpickle_api, unpicklable
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on travel beside the stream; smaller ones are not worth a page of their own."""
 
+Fetch = Callable[[Any], Any]
+"""Brings the value of one of Ray's ObjectRefs."""
+
 PROJECT_MARKERS = ("pyproject.toml", "prefect.yaml", "setup.py", ".git")
 _INSTALLED_PARTS = frozenset({"site-packages", "dist-packages"})
 _STANDARD_LIBRARY = tuple(
@@ -52,7 +55,13 @@ def project_root_of(fn: Callable[..., Any]) -> Path | None:
     return file.parent
 
 
-def dumps(obj: Any, project_root: Path | None = None, *, known: ClassesOfDriver | None = None) -> list[Any]:
+def dumps(
+    obj: Any,
+    project_root: Path | None = None,
+    *,
+    known: ClassesOfDriver | None = None,
+    fetch: Fetch | None = None,
+) -> list[Any]:
     """Pickle `obj` into a list of buffers: the stream, then the arrays.
 
     The arrays are not copied: they must not change before the buffers have been written.
@@ -61,10 +70,11 @@ def dumps(obj: Any, project_root: Path | None = None, *, known: ClassesOfDriver 
         obj: what to send. A tuple (function, args, kwargs) gets better error messages.
         project_root: modules below it travel by value, except installed ones and prefect_tpu.
         known: classes that the receiver has, to be found there instead of being built anew.
+        fetch: brings the value of one of Ray's ObjectRefs, which travels in its place; None: they are refused.
 
     Raises:
         ConfigurationError: `obj` cannot be pickled; the text names the object inside it that cannot.
-        Exception: whatever the computation of a JAX array raises that was not finished yet.
+        Exception: whatever the computation of a JAX array raises that was not finished yet, or `fetch`.
     """
     buffers: list[Any] = []
 
@@ -78,11 +88,11 @@ def dumps(obj: Any, project_root: Path | None = None, *, known: ClassesOfDriver 
     modules = ProjectModules(project_root)
     stream = io.BytesIO()
     try:
-        _Pickler(stream, beside, modules, known).dump(obj)
-    except _ArrayError as error:
+        _Pickler(stream, beside, modules, known, fetch).dump(obj)
+    except _NoValueError as error:
         raise error.cause from None
     except Exception as error:
-        raise unpicklable.explain(obj, error, lambda part: _try(part, modules, known)) from error
+        raise unpicklable.explain(obj, error, lambda part: _try(part, modules, known, fetch)) from error
     return [stream.getbuffer(), *buffers]
 
 
@@ -149,8 +159,8 @@ def _is_installed(file: Path) -> bool:
     )
 
 
-class _ArrayError(Exception):
-    """The computation of an array failed while it was pickled: not a matter of pickling."""
+class _NoValueError(Exception):
+    """The computation of an array, or of what a reference stands for, failed: not a matter of pickling."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -166,10 +176,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         beside: Callable[[pickle.PickleBuffer], bool] | None,
         modules: ProjectModules,
         known: ClassesOfDriver | None,
+        fetch: Fetch | None = None,
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=beside)
         self._modules = modules
         self._known = known
+        self._fetch = fetch
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
@@ -187,7 +199,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if obj.__name__ in self._modules:
                 return _make_module, (obj.__name__,), _module_state(obj), None, None, _set_module_state
         else:
-            reduced = _reduce_jax(obj)
+            reduced = _reduce_jax(obj) or _reduce_ray(obj, self._fetch)
             if reduced is not None:
                 return reduced
         return super().reducer_override(obj)
@@ -249,8 +261,36 @@ def _reduce_array(array: Any, jax: Any) -> Any:
     try:
         values = numpy.asarray(array)
     except Exception as error:
-        raise _ArrayError(error) from error
+        raise _NoValueError(error) from error
     return _writable(values, numpy).__reduce_ex__(5)
+
+
+def _reduce_ray(obj: Any, fetch: Fetch | None) -> Any:
+    """References and actors of Ray mean something to processes of Ray only, which hosts of a gang are not."""
+    kind = type(obj).__name__
+    if _is_of_ray(obj, "ray._raylet", "ObjectRef"):
+        if fetch is None:
+            raise unpicklable.RefusedError(obj, f"a Ray {kind} means nothing outside of its process; return the value")
+        try:
+            value = fetch(obj)
+        except Exception as error:
+            raise _NoValueError(error) from error
+        return _itself, (value,)
+    if _is_of_ray(obj, "ray._raylet", "ObjectRefGenerator") or _is_of_ray(obj, "ray.actor", "ActorHandle"):
+        raise unpicklable.RefusedError(
+            obj, f"a Ray {kind} can be used in processes of Ray only; ask it in the flow, and pass its answers"
+        )
+    return None
+
+
+def _is_of_ray(obj: Any, module: str, name: str) -> bool:
+    """Ray is not imported for it: without it nobody has such an object."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(obj, cls)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 class _Memory:
@@ -275,10 +315,10 @@ class _Nowhere(io.RawIOBase):
         return len(data)
 
 
-def _try(part: Any, modules: ProjectModules, known: ClassesOfDriver | None) -> Exception | None:
+def _try(part: Any, modules: ProjectModules, known: ClassesOfDriver | None, fetch: Fetch | None) -> Exception | None:
     """What pickling `part` raises."""
     try:
-        _Pickler(_Nowhere(), lambda _: False, modules, known).dump(part)
+        _Pickler(_Nowhere(), lambda _: False, modules, known, fetch).dump(part)
     except Exception as error:  # noqa: BLE001 - it is the answer
         return error
     return None

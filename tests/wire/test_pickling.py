@@ -235,3 +235,51 @@ def test_failing_reducer_is_named() -> None:
     message = named({"x": Bad()})
     assert "['x']" in message
     assert "RuntimeError: not today" in message
+
+
+class Holder:
+    """Something of a library that has a reference inside."""
+
+    def __init__(self, ref: object) -> None:
+        self.ref = ref
+
+
+def test_references_of_ray_arrive_as_their_values() -> None:
+    """At the top, in containers, inside of objects; the same one stays the same object."""
+    from ray import ObjectRef
+
+    values = {ObjectRef(bytes([number]) * 28): {"number": number} for number in (1, 2)}
+    one, two = values
+    sent = pickling.dumps(([one, {"deep": (two, one)}], Holder(two)), fetch=values.__getitem__)
+    (first, deep), holder = pickling.loads(sent)
+    assert first == {"number": 1}
+    assert deep == {"deep": ({"number": 2}, {"number": 1})}
+    assert deep["deep"][1] is first
+    assert holder.ref is deep["deep"][0]
+
+
+def test_what_a_reference_raises_is_raised() -> None:
+    """The Ray task that made it has failed: its error, and not one of pickling."""
+    from ray import ObjectRef
+
+    def fetch(ref: object) -> object:
+        raise KeyError("of the other task")
+
+    with pytest.raises(KeyError, match="of the other task"):
+        pickling.dumps([ObjectRef(b"1" * 28)], fetch=fetch)
+
+
+def test_references_of_ray_in_a_result_are_refused() -> None:
+    """On a host nobody can bring the value: it is named, with what to do."""
+    from ray import ObjectRef
+
+    with pytest.raises(ConfigurationError, match=r"\['a'\] -> .*ObjectRef .*return the value"):
+        pickling.dumps({"a": ObjectRef(b"1" * 28)})
+
+
+def test_actors_of_ray_do_not_travel() -> None:
+    """They are reached from processes of Ray only."""
+    from ray.actor import ActorHandle
+
+    with pytest.raises(ConfigurationError, match=r"\['a'\] -> .*ActorHandle .*pass its answers"):
+        pickling.dumps({"a": ActorHandle.__new__(ActorHandle)}, fetch=lambda ref: ref)
