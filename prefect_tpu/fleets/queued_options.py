@@ -81,8 +81,12 @@ def _are_labels(given: dict[str, str]) -> dict[str, str]:
     return given
 
 
+MAX_DURATION_SECONDS = 315_576_000_000
+"""What Google's APIs take for a duration: 10,000 years."""
+
+
 def _is_finite(given: float) -> float:
-    if given == float("inf"):
+    if given > MAX_DURATION_SECONDS:
         raise ValueError("must be a number of seconds that ends")
     return given
 

@@ -76,7 +76,8 @@ def leave() -> NoReturn:
 
     The attempt counts as preempted, which is not charged to the task's `retries`; the next one goes on from the
     checkpoint. All hosts should leave at the same step: `jax.experimental.multihost_utils.
-    reached_preemption_sync_point(step)` says on all of them at which one. Without a notice it is an error.
+    reached_preemption_sync_point(step)` says on all of them at which one. A thread that still saves may finish, see
+    docs/retries.md. Without a notice it is an error.
 
     Raises:
         NotInGangError: outside a gang.

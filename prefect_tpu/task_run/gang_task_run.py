@@ -260,9 +260,9 @@ class GangTaskRun:
         except (ConfigurationError, ProvisioningError, SliceUnavailableError) as error:
             self.retries.refuse()  # no repetition mends it; the capacity deadline is a budget of its own
             if not isinstance(error, ConfigurationError):
-                self._record(
-                    AttemptReport.without_slices(self._number, str(error), *self._began, now_seconds=time.monotonic())
-                )
+                began, unix = self._began
+                now = time.monotonic()
+                self._record(AttemptReport.without_slices(self._number, str(error), began, unix, now))
             raise
         except GangCancelledError as error:
             raise asyncio.CancelledError("the gang was cancelled") from error

@@ -47,6 +47,7 @@ BAD: list[tuple[str, Any, str]] = [
         for value in (0, "soon")
     ),
     ("valid_until_seconds", float("inf"), "must be a number of seconds that ends"),
+    ("valid_until_seconds", 1e300, "must be a number of seconds that ends"),
     ("owner_silence_seconds", 100, "must be at least 190"),
 ]
 

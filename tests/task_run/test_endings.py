@@ -51,3 +51,32 @@ def test_what_is_cut_is_told_with_thread_and_host(
     (warning,) = [text for level, text in lines if level == logging.WARNING and "its end was cut" in text]
     for part in ("[slice 0 host 1]", "exit_timeout_seconds=2 is over", "thread 'saver' at ", "in save"):
         assert part in warning
+
+
+def test_a_function_that_raises_lets_its_saves_end(
+    one_slice: TpuMultisliceRunner[Any], client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    """As in plain Python: the exception is the function's own, its files are whole. Another host is ended at once."""
+
+    @task(task_runner=one_slice)
+    def saves(folder: str) -> None:
+        import pathlib
+        import threading
+        import time
+
+        from prefect_tpu import runtime
+
+        number = runtime.current().process_id
+
+        def save() -> None:
+            time.sleep(1.5)
+            pathlib.Path(folder, f"saved-{number}").write_text("whole")
+
+        threading.Thread(target=save, name="saver").start()
+        if number:
+            time.sleep(600)
+        raise ValueError("as asked")
+
+    with pytest.raises(ValueError, match="as asked"):
+        saves(str(tmp_path))
+    assert [one.name for one in tmp_path.iterdir()] == ["saved-0"]
