@@ -41,11 +41,11 @@ def free_ports(count: int) -> list[int]:
 
 def only_on_loopback(port: int) -> bool:
     """Whether a process of this machine listens on this port of 127.0.0.1 or ::1: none then does on all addresses."""
-    return any(listened == port and host in _LOOPBACK for host, listened in listening())
+    return any(listened == port and host in _LOOPBACK for host, listened, _ in listening())
 
 
-def listening() -> list[tuple[str, int]]:
-    """Address and port of every TCP socket that listens in this network namespace."""
+def listening() -> list[tuple[str, int, str]]:
+    """Address, port and inode of every TCP socket that listens in this network namespace."""
     found = []
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         try:
@@ -56,7 +56,7 @@ def listening() -> list[tuple[str, int]]:
         for row in rows:
             if row[3] == _LISTEN:
                 address, _, port = row[1].partition(":")
-                found.append((socket.inet_ntop(family, _in_network_order(address)), int(port, 16)))
+                found.append((socket.inet_ntop(family, _in_network_order(address)), int(port, 16), row[9]))
     return found
 
 

@@ -28,6 +28,7 @@ def start(init: JaxInit) -> None:
         _wait_for_coordinator(init.coordinator_address, init.initialization_timeout_seconds)
     jax.distributed.initialize(
         coordinator_address=init.coordinator_address,
+        coordinator_bind_address=init.coordinator_address,  # by default all addresses of the machine
         num_processes=init.num_processes,
         process_id=init.process_id,
         initialization_timeout=init.initialization_timeout_seconds,
