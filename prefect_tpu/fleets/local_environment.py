@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from prefect_tpu.core.secrets import has_credentials
 
 _SECRET = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSW(OR)?D|PASSPHRASE|(?<!BY)PASS$|(^|_)PASS_|(?<=.)(?<!OLD)PWD|CREDENTIAL"
+    r"TOKEN(?!IZER)|SECRET|PASSW(OR)?D|PASSPHRASE|(?<!BY)PASS(FILE)?$|(^|_)PASS_|(?<=.)(?<!OLD)PWD|CREDENTIAL"
     r"|KEY$|(API|ACCESS|PRIVATE|ACCOUNT|ENCRYPTION)_?KEY|JWT|(^|_)(AUTH|PAT|DSN|COOKIE)S?(_|$)|WEBHOOK|NETRC"
     r"|CONNECTION_?(URL|STRING)",
     re.IGNORECASE,

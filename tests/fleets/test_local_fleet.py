@@ -92,20 +92,44 @@ def test_a_verb_needs_a_fleet_that_is_up() -> None:
         LocalFleet(slices=7).preempt("slice-0")
 
 
+SECRET_NAMES = """
+    PREFECT_API_KEY PREFECT_API_URL OPENAI_API_KEY GITHUB_TOKEN AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY DB_PASSWORD
+    GOOGLE_APPLICATION_CREDENTIALS RAY_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN TPU_NAME HF_TOKEN WANDB_API_KEY PGPASSWORD
+    MYSQL_PWD SENTRY_DSN GH_PAT KAGGLE_KEY AZURE_STORAGE_KEY STRIPE_KEY ENCRYPTION_KEY NPM_AUTHTOKEN GITHUBTOKEN
+    SSHPASS RESTIC_PASS RESTIC_PASSWORD_FILE JWT MY_JWT_FILE SLACK_WEBHOOK_URL NETRC PGPASSFILE SECRETS_DIR apikey
+    AZURE_STORAGE_CONNECTION_STRING SESSION_COOKIE SSH_AUTH_SOCK
+"""
+SECRET_VALUES = {
+    "DATABASE_URL": "postgres://u:hush@db/x",
+    "REDIS_URL": "redis://:hush@cache:6379",
+    "DB_URI": "mysql://u:hush@db/x",
+    "MONGODB_URI": "mongodb+srv://u:hush@h/x",
+    "AMQP_URL": "amqp://u:hush@h//",
+    "PIP_INDEX_URL": "https://u:hush@pypi.example/simple",
+    "UV_INDEX_URL": "https://hush@pypi.example/simple",
+    "HTTPS_PROXY": "http://u:hush@proxy:3128",
+    "CODE": "https://blob.example/code.zip?sv=1&sig=hush",
+    "PEM": "-----BEGIN PRIVATE KEY-----\nhush",
+    "JAX_COMPILATION_CACHE_DIR": "s3://u:hush@h/x",
+}
+HARMLESS_NAMES = """
+    PATH HOME PWD OLDPWD LANG USER TOKENIZERS_PARALLELISM JAX_ENABLE_X64 JAX_LEGACY_PRNG_KEY XLA_FLAGS GIT_AUTHOR_NAME
+    LD_LIBRARY_PATH KEYBOARD MONKEY_BUSINESS PASSENGERS COMPATIBILITY PATTERN LC_ALL PYTHONPATH VIRTUAL_ENV
+    CUDA_VISIBLE_DEVICES CI_BYPASS
+"""
+HARMLESS_VALUES = {
+    "HTTP_PROXY": "http://proxy:3128",
+    "PIP_EXTRA_INDEX_URL": "https://pypi.example/simple",
+    "REPOSITORY": "ssh://git@github.com/a/b",
+    "MAIL": "a@b.example",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
 def test_hosts_do_not_see_secrets_or_prefect() -> None:
-    """API keys, passwords, tokens and Prefect's own settings stay in the driver."""
-    dirty = {
-        "PREFECT_API_KEY": "x",
-        "PREFECT_API_URL": "x",
-        "OPENAI_API_KEY": "x",
-        "GITHUB_TOKEN": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "DB_PASSWORD": "x",
-        "GOOGLE_APPLICATION_CREDENTIALS": "x",
-        "RAY_ADDRESS": "x",
-        "TPU_NAME": "x",
-    }
-    clean = {"PATH": "x", "TOKENIZERS_PARALLELISM": "false", "HOME": "x", "JAX_ENABLE_X64": "1"}
+    """API keys, passwords, tokens and Prefect's own settings stay in the driver: by their names or their values."""
+    dirty = dict.fromkeys(SECRET_NAMES.split(), "x") | SECRET_VALUES
+    clean = dict.fromkeys(HARMLESS_NAMES.split(), "x") | HARMLESS_VALUES
     assert clean_environment(dirty | clean) == clean
 
 

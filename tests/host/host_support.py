@@ -54,7 +54,14 @@ def make_request(**changes: Any) -> LaunchRequest:
 class Run:
     """One attempt on one supervisor, seen as the driver sees it."""
 
-    def __init__(self, host: HostSupervisor, fn: Callable[..., Any], *args: Any, **request: Any) -> None:
+    def __init__(
+        self,
+        host: HostSupervisor,
+        fn: Callable[..., Any],
+        *args: Any,
+        secret_env: dict[str, str] | None = None,
+        **request: Any,
+    ) -> None:
         self.host = host
         self.request = make_request(**request)
         self.id = self.request.attempt_id
@@ -62,7 +69,7 @@ class Run:
         self.dropped = 0
         self._cursor = 0
         buffers = pickling.dumps((fn, args, {}), pickling.project_root_of(fn))
-        self.pid = host.launch(self.request, buffers)
+        self.pid = host.launch(self.request, buffers, secret_env)
 
     def until(self, wanted: Callable[[Event], bool]) -> Event:
         """Poll until an event fits; the process's end or the deadline fail the test."""
