@@ -56,8 +56,8 @@ DIFFERENT: list[Any] = [
     np.array(["a", None], dtype=object), np.array(["b", None], dtype=object),
     np.arange(3).astype("datetime64[s]"), update, scaled, scaled(1), scaled(2),
     lambda x: x, lambda x: x + 1, functools.partial(update, 1), functools.partial(update, 2), Plain, Config, len, abs,
-    re.compile("a"), re.compile("b"), {"k": 1}.keys(), {"l": 1}.keys(), "abc".upper, "abd".upper, os,
-    collections.deque("ab"), np.random.default_rng(1),
+    re.compile("a"), re.compile("b"), {"k": 1}.keys(), {"l": 1}.keys(),
+    "abc".upper, "abd".upper, os, collections.deque("ab"), np.random.default_rng(1),
     np.random.default_rng(2), Config(0.1).__init__,
 ]  # fmt: skip
 
