@@ -52,7 +52,7 @@ def test_value_lines_and_records_come_back(host: HostSupervisor) -> None:
         (30, "mine", "careful: 3"),
         (20, "mine", "info"),
     ]
-    assert [one.name for one in run.events if isinstance(one, Phase)] == ["forked", "entered"]
+    assert [one.name for one in run.events if isinstance(one, Phase)] == ["forked", "entered", "ended"]
     assert next(one.summary for one in run.events if isinstance(one, Returned)) == "3"
     assert run.events[-1] == Exited(0, None, ("to stderr",))
 
