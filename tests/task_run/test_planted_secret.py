@@ -16,6 +16,7 @@ from prefect import flow
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import get_current_settings
+from sqlalchemy import make_url
 
 from prefect_tpu import LocalFleet, RayFleetBlock, TpuMultisliceRunner, TpuSlicePool, task
 from prefect_tpu.linux.processes import ZYGOTE_MARK
@@ -134,7 +135,9 @@ def test_a_planted_secret_is_nowhere_but_in_host_processes(
     assert "PermissionError" in json.dumps(artifact_rows(client, first.id))
     log_messages(client, first.id, "the token is refused", "holds its secrets")
     wait_for_events()
-    database = Path(get_current_settings().server.database.connection_url.get_secret_value().rpartition("///")[2])  # type: ignore[union-attr]
+    url = get_current_settings().server.database.connection_url
+    assert url is not None
+    database = Path(str(make_url(url.get_secret_value()).database))
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())  # type: ignore[attr-defined]
     assert database.exists(), database
     assert (session / "logs").exists(), session
