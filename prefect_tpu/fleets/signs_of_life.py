@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import ray  # noqa: F401 - before parts of it: see tests/test_house.py
 from ray.exceptions import RayError
 
 from prefect_tpu.cluster import gcs
