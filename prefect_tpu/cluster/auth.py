@@ -188,10 +188,10 @@ def _try(address: str, access: Access) -> None:
         log.debug("Ray at %s: %s", address, error)
 
 
-def leave() -> None:
-    """Ray's mode and token are again what environment and files say."""
+def leave(only: Access | None = None) -> None:
+    """Ray's mode and token are again what environment and files say; `only` if this access is in use."""
     with _state.lock:
-        if _state.access is not None:
+        if _state.access is not None and (only is None or _state.access is only):
             _state.access = None
             _read()
 
@@ -221,12 +221,13 @@ def at(address: str, token_of: TokenOf | None = None) -> Iterator[None]:
     if _state.access is not None or global_worker.connected:
         yield
         return
-    enter(address, access_to(address, token_of))
+    access = access_to(address, token_of)
+    enter(address, access)
     try:
         yield
     finally:
         if not global_worker.connected:
-            leave()
+            leave(access)
 
 
 def check_open(address: str) -> None:
