@@ -18,6 +18,7 @@ from rich.table import Table
 from prefect_tpu._version import __version__
 from prefect_tpu.cli import output
 from prefect_tpu.cluster import inventory, session
+from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.linux import processes
 from prefect_tpu.sidecars import fleet_marks

@@ -40,12 +40,12 @@ def fleet() -> Iterator[LocalFleet]:
         yield running
 
 
-def start(fleet: LocalFleet, how: str) -> tuple[subprocess.Popen[str], str]:
+def start(fleet: LocalFleet, how: str, **variables: str) -> tuple[subprocess.Popen[str], str]:
     """The script, and the first line that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, fleet.address, how],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | fleet.access() | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | fleet.access() | {"PYTHONPATH": str(Path(__file__).parents[2])} | variables,
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -84,9 +84,10 @@ def test_the_node_lives_as_long_as_its_driver(fleet: LocalFleet, number: signal.
     wait_until_dead(process.pid)
 
 
-def test_a_driver_that_just_ends(fleet: LocalFleet) -> None:
-    """Normally."""
-    process, line = start(fleet, "end")
+def test_a_driver_that_just_ends(fleet: LocalFleet, tmp_path: Path) -> None:
+    """Normally. A long TMPDIR makes no name of a socket too long."""
+    (long := tmp_path / ("x" * 60)).mkdir()
+    process, line = start(fleet, "end", TMPDIR=str(long))
     assert line == "['slice-0']\n"
     assert process.wait(SOON_SECONDS) == 0
     process.stdout.close()  # type: ignore[union-attr]
