@@ -160,7 +160,8 @@ def enter(address: str, access: Access) -> None:
     with _state.lock:
         _state.access = access
         with _environment(access.environment()):
-            _read()
+            _forget()
+            AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)  # it reads it, and keeps it
     if access.asked:
         _try(address, access)
 
@@ -193,7 +194,7 @@ def leave(only: Access | None = None) -> None:
     with _state.lock:
         if _state.access is not None and (only is None or _state.access is only):
             _state.access = None
-            _read()
+            _forget()
 
 
 @contextlib.contextmanager
@@ -254,11 +255,10 @@ def describe() -> str:
     )
 
 
-def _read() -> None:
+def _forget() -> None:
+    """Ray reads the mode now, and the token when it needs it next."""
     Config.initialize("")
-    loader = AuthenticationTokenLoader.instance()
-    loader.reset_cache()
-    loader.has_token(ignore_auth_mode=True)
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
