@@ -55,3 +55,16 @@ def test_long_modules_are_explained() -> None:
         if len(one.read_text().splitlines()) > SOFT_END_LINES
     }
     assert explained == long
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda one: one.relative_to(PACKAGE).as_posix())
+def test_ray_comes_before_its_parts(file: Path) -> None:
+    """`import prefect_ray` puts a lazy module in Ray's place: imported by a part of it, Ray has two `ray._private`."""
+    for scope in ast.walk(ast.parse(file.read_text())):
+        whole = False
+        for one in scope.body if isinstance(scope, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef) else []:
+            if isinstance(one, ast.Import):
+                whole |= any(name.name == "ray" for name in one.names)
+                assert whole or not any(name.name.startswith("ray.") for name in one.names), one.lineno
+            if isinstance(one, ast.ImportFrom) and (one.module or "").partition(".")[0] == "ray":
+                assert whole, f"line {one.lineno}: `import ray` first"

@@ -160,7 +160,8 @@ def enter(address: str, access: Access) -> None:
     with _state.lock:
         _state.access = access
         with _environment(access.environment()):
-            _read()
+            _forget()
+            AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)  # it reads it, and keeps it
     if access.asked:
         _try(address, access)
 
@@ -188,12 +189,12 @@ def _try(address: str, access: Access) -> None:
         log.debug("Ray at %s: %s", address, error)
 
 
-def leave() -> None:
-    """Ray's mode and token are again what environment and files say."""
+def leave(only: Access | None = None) -> None:
+    """Ray's mode and token are again what environment and files say; `only` if this access is in use."""
     with _state.lock:
-        if _state.access is not None:
+        if _state.access is not None and (only is None or _state.access is only):
             _state.access = None
-            _read()
+            _forget()
 
 
 @contextlib.contextmanager
@@ -221,12 +222,13 @@ def at(address: str, token_of: TokenOf | None = None) -> Iterator[None]:
     if _state.access is not None or global_worker.connected:
         yield
         return
-    enter(address, access_to(address, token_of))
+    access = access_to(address, token_of)
+    enter(address, access)
     try:
         yield
     finally:
         if not global_worker.connected:
-            leave()
+            leave(access)
 
 
 def check_open(address: str) -> None:
@@ -253,11 +255,10 @@ def describe() -> str:
     )
 
 
-def _read() -> None:
+def _forget() -> None:
+    """Ray reads the mode now, and the token when it needs it next."""
     Config.initialize("")
-    loader = AuthenticationTokenLoader.instance()
-    loader.reset_cache()
-    loader.has_token(ignore_auth_mode=True)
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray  # noqa: F401 - before parts of it: see tests/test_house.py
 from ray._private import state as ray_state
 from ray._private.worker import global_worker
 from ray._raylet import (  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import ray  # noqa: F401 - before parts of it: see tests/test_house.py
 from ray._private.worker import global_worker
 
 from prefect_tpu.core.errors import TransferError

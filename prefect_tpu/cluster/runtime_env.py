@@ -44,6 +44,7 @@ def check(given: object, where: str = "runtime_env") -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(dict(given)))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{where}: must be plain texts, numbers, lists and mappings: {error}") from None
+    import ray  # noqa: F401 - before parts of it: see tests/test_house.py
     from ray.runtime_env import RuntimeEnv
 
     # Ray also looks for directories, but they are of the machine that runs the flow, not of any that reads this.
@@ -93,6 +94,7 @@ def setup_seconds(runtime_env: Mapping[str, Any]) -> float:
     """How long Ray may take to set it up on a host, before it gives up itself."""
     if not runtime_env:
         return 0.0
+    import ray  # noqa: F401 - before parts of it: see tests/test_house.py
     from ray._private.ray_constants import DEFAULT_RUNTIME_ENV_TIMEOUT_SECONDS
 
     seconds = (runtime_env.get("config") or {}).get("setup_timeout_seconds", DEFAULT_RUNTIME_ENV_TIMEOUT_SECONDS)

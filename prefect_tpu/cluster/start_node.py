@@ -97,6 +97,7 @@ class RayNode:
 
 def import_ray() -> None:
     """What `start_node` imports, ahead: for a process that is forked into many."""
+    import ray
     import ray._private.node  # noqa: F401
 
 
@@ -112,6 +113,7 @@ def leave_out_dashboard_agents() -> None:
 
 def start_node(plan: NodePlan) -> RayNode:
     """The node of a plan, started on the main thread."""
+    import ray  # noqa: F401 - before parts of it: see tests/test_house.py
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 

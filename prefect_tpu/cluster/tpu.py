@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import ray  # noqa: F401 - before parts of it: see tests/test_house.py
 from ray._private.accelerators.tpu import (
     VALID_TPU_TOPOLOGY,
     get_chips_per_host,

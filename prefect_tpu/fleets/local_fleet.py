@@ -88,6 +88,17 @@ class LocalFleet:
         running = _registry.get(self)
         return running.address if running else ""
 
+    def access(self) -> dict[str, str]:
+        """Variables for another process of yours that is to use this fleet too, with its token: a secret.
+
+        subprocess.run([...], env=os.environ | fleet.access())
+        """
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._running().supervisor.token,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else plain Ray looks for loopback at the outer address
+        }
+
     def describe(self) -> str:
         """How messages call it."""
         where = f" at {self.address}" if self.address else ""

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from prefect_tpu.cluster import exit_hooks, gcs, inventory, session
+from prefect_tpu.cluster import auth, exit_hooks, gcs, inventory, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets import join
-from prefect_tpu.fleets.signs_of_life import SignsOfLife
+from prefect_tpu.fleets.signs_of_life import SignsOfLife, warn_once
+from prefect_tpu.fleets.tokens import token_of
 from prefect_tpu.linux import probe
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.interfaces import RayView
@@ -255,7 +256,11 @@ def slices_in_use(address: str) -> dict[str, bool] | None:
     if not gcs.answers(address):  # Ray itself tries for long
         return None
     try:
-        found = inventory.summary_at(address)
+        with auth.at(address, token_of):
+            found = inventory.summary_at(address)
+    except ConfigurationError as error:
+        warn_once(f"Ray at {address} cannot be asked for its slices: {error}")
+        return None
     except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
         log.debug("Ray at %s does not answer: %s", address, error)
         return None

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ray.exceptions import RayError
+import ray  # noqa: F401 - before parts of it: see tests/test_house.py
+from ray.exceptions import AuthenticationError, RayError
 
-from prefect_tpu.cluster import gcs
+from prefect_tpu.cluster import auth, gcs
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.fleets.tokens import token_of
 
 log = logging.getLogger("prefect_tpu.provision")
 
 NAMESPACE = b"prefect-tpu-owners"
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """It is asked for again and again."""
+    log.warning("%s", text)
 
 
 class SignsOfLife:
@@ -37,9 +47,14 @@ class SignsOfLife:
             self._store = None
             return None
         try:
-            if self._store is None:
-                self._store = gcs.KeyValueStore(self.address, NAMESPACE)
-            return do(self._store)
+            with auth.at(self.address, token_of):
+                if self._store is None:
+                    self._store = gcs.KeyValueStore(self.address, NAMESPACE)
+                return do(self._store)
+        except (ConfigurationError, AuthenticationError) as error:
+            warn_once(f"No signs of life are left in Ray at {self.address}: {error}")
+            self._store = None
+            return None
         except (RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
             log.debug("Ray at %s does not answer: %s", self.address, error)
             self._store = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray  # noqa: F401 - before parts of it: see tests/test_house.py
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from prefect_tpu.cluster import session, tpu_names

@@ -16,6 +16,7 @@ import pytest
 
 from prefect_tpu._version import __version__
 from prefect_tpu.cluster import inventory, session
+from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.linux import processes
 from prefect_tpu.sidecars import fleet_marks
@@ -144,15 +145,52 @@ def test_help_has_the_exit_codes(cli: Cli) -> None:
         assert command in text
 
 
-def test_it_outlives_the_command_and_takes_runs(up: dict[str, object], cli: Cli) -> None:
-    """Another process connects by the printed address."""
+def test_it_outlives_the_command_and_takes_runs(
+    up: dict[str, object], cli: Cli, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of its owner connects by the printed address; who has not its token is told what is missing."""
     address = str(up["address"])
     assert processes.is_alive(int(str(up["pid"])))
+    session.disconnect()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"asks for a token, and there is none here.*same PREFECT_HOME"):
+        RayFleet(address).connect()
+    monkeypatch.setenv("PREFECT_HOME", str(home))
     RayFleet(address).connect()
     assert [one.name for one in inventory.summary().slices if one.free] == ["slice-0", "slice-1"]
     shown = cli("fleet", "status").stdout
     assert address in shown
     assert len(re.findall("free", shown)) == 2
+
+
+def test_only_its_owner_can_read_what_is_written_down(up: dict[str, object], cli: Cli, home: Path) -> None:
+    """The token is in the state file; neither in its log nor in what the command says."""
+    assert {oct(one.stat().st_mode & 0o777) for one in (home / "tpu").iterdir()} == {"0o600"}
+    assert oct((home / "tpu").stat().st_mode & 0o777) == "0o700"
+    token = json.loads((home / "tpu" / "default.json").read_text())["token"]
+    assert len(token) == 64
+    said = json.dumps(up) + cli("fleet", "status", "--json").stdout + Path(str(up["log"])).read_text()
+    assert token not in said
+
+
+def test_doctor_names_the_token(up: dict[str, object], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there is one, the mode, from where, never its value; that it is wrong is said as such."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "c" * 64)
+    done = cli("doctor", "--address", str(up["address"]), "--json")
+    lines = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert lines["Ray's token"]["says"] == "a token in the variable RAY_AUTH_TOKEN, RAY_AUTH_MODE is 'token'"
+    assert lines["Ray"]["ok"], "a fleet of its own is known by its state file"
+    monkeypatch.setenv("PREFECT_HOME", "/nonexistent")
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect_tpu.cli", "doctor", "--address", str(up["address"]), "--json"],
+        capture_output=True, text=True, timeout=150, check=False,
+    )  # fmt: skip
+    lines = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert "does not take the one from the variable RAY_AUTH_TOKEN" in lines["Ray"]["says"]
+    assert "c" * 64 not in done.stdout + done.stderr
 
 
 def test_a_second_one_of_that_name_is_refused(up: dict[str, object], cli: Cli) -> None:

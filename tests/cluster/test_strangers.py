@@ -36,6 +36,7 @@ CALLS = (
 UNAUTHENTICATED = "16"
 UNIMPLEMENTED = "12"
 NOBODY = 65534
+ANSWER_SECONDS = 2.0
 DRIVER = """
 import sys, ray
 from ray._private import ray_constants
@@ -137,7 +138,7 @@ def busy(fleet: LocalFleet, prefect_server: None, tmp_path_factory: pytest.TempP
 def call(port: int, method: str) -> str | None:
     """gRPC's status of a call without a token; None if what listens there speaks no gRPC."""
     try:
-        with httpx.Client(http1=False, http2=True, trust_env=False, timeout=5) as client:
+        with httpx.Client(http1=False, http2=True, trust_env=False, timeout=ANSWER_SECONDS) as client:
             answer = client.post(
                 f"http://127.0.0.1:{port}/ray.rpc.{method}",
                 headers={"content-type": "application/grpc", "te": "trailers"},
@@ -162,14 +163,15 @@ def ask(port: int) -> str:
         connection.settimeout(1.5)
         if connection.recv(1) == b".":
             return "a heartbeat, which reads nothing"
-    said = {call(port, method) for method in CALLS}
+    first = call(port, CALLS[0])
+    said = {first} if first is None else {call(port, method) for method in CALLS}
     if UNAUTHENTICATED in said and said <= {UNAUTHENTICATED, UNIMPLEMENTED}:
         return "refused"  # the others are calls that this server does not have
     if said != {None}:
         return f"gRPC: {said}"
     for path in ("/api/job_agent/jobs/", "/api/jobs/", "/get_or_create_runtime_env"):
         try:
-            answer = httpx.post(f"http://127.0.0.1:{port}{path}", json={"entrypoint": "true"}, timeout=2)
+            answer = httpx.post(f"http://127.0.0.1:{port}{path}", json={"entrypoint": "true"}, timeout=ANSWER_SECONDS)
         except httpx.HTTPError:
             return "neither gRPC nor HTTP"
         if answer.status_code != 401:
@@ -202,9 +204,10 @@ def test_garbage_harms_nobody(busy: Busy) -> None:
 def test_a_driver_without_the_token_is_refused(busy: Busy, tmp_path: Path) -> None:
     """The same user, and Ray itself."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"HOME": str(tmp_path), "RAY_NUM_REDIS_GET_RETRIES": "1"}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, busy.fleet.address],
-        capture_output=True, text=True, timeout=100, env=env | {"HOME": str(tmp_path), "RAY_NUM_REDIS_GET_RETRIES": "1"},
+        capture_output=True, text=True, timeout=100, env=env,
     )  # fmt: skip
     assert done.returncode != 0
     assert "in\n" not in done.stdout

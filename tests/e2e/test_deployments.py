@@ -16,7 +16,8 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_tpu import LocalFleet, RayFleetBlock, TpuSlicePool
-from prefect_tpu.cluster import inventory
+from prefect_tpu.cluster import auth, inventory
+from prefect_tpu.fleets.tokens import token_of
 from tests.e2e.documented import documented
 from tests.e2e.prefect_server import Server
 from tests.processes import alive, assert_gone, descendants, running
@@ -83,14 +84,18 @@ class Site:
 
     def __init__(self, server: Server, folder: Path, fleet: LocalFleet) -> None:
         self.server, self.folder, self.fleet = server, folder, fleet
-        self.env = os.environ | {
-            "PREFECT_API_URL": server.url,
-            "PREFECT_HOME": str(folder / "home"),
-            "PYTHONPATH": str(ROOT),
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-            "E2E_TOKEN": uuid4().hex,
-        }
+        self.env = (
+            os.environ
+            | fleet.access()
+            | {
+                "PREFECT_API_URL": server.url,
+                "PREFECT_HOME": str(folder / "home"),
+                "PYTHONPATH": str(ROOT),
+                "PREFECT_WORKER_QUERY_SECONDS": "1",
+                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+                "E2E_TOKEN": uuid4().hex,
+            }
+        )
         (folder / "flow_file.py").write_text(FLOW)
         (folder / "prefect.yaml").write_text(YAML.format(folder=folder, root=ROOT))
         self.log = (folder / "worker.log").open("ab")
@@ -182,7 +187,8 @@ class Site:
         address = self.fleet.address
 
         def free() -> bool:
-            return sum(one.free for one in inventory.summary_at(address).slices) == 2
+            with auth.at(address, token_of):
+                return sum(one.free for one in inventory.summary_at(address).slices) == 2
 
         self.wait(free, "both slices are free", 30)
 

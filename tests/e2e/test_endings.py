@@ -74,19 +74,23 @@ def fleet() -> Iterator[LocalFleet]:
 class Script:
     """A flow in a process of its own, and every process that it starts, told by a variable."""
 
-    def __init__(self, tmp_path: Path, how: str, address: str, hosts: int) -> None:
+    def __init__(self, tmp_path: Path, how: str, fleet: LocalFleet | None, hosts: int) -> None:
         self.token = uuid.uuid4().hex
         self.markers = [tmp_path / f"marker-{one}" for one in range(hosts)]
         path = tmp_path / "script.py"
         path.write_text(SCRIPT)
-        env = os.environ | {
-            "PREFECT_API_URL": str(get_current_settings().api.url),
-            "TEST_TOKEN": self.token,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        }
+        env = (
+            os.environ
+            | ({} if fleet is None else fleet.access())
+            | {
+                "PREFECT_API_URL": str(get_current_settings().api.url),
+                "TEST_TOKEN": self.token,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            }
+        )
         self.log = (tmp_path / "log").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, str(path), how, address, str(tmp_path / "marker")],
+            [sys.executable, str(path), how, "own" if fleet is None else fleet.address, str(tmp_path / "marker")],
             env=env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -139,7 +143,7 @@ def test_own_fleet_goes_with_the_process(
     tmp_path: Path, how: str, kill: signal.Signals | None, exit_code: int, seconds: float
 ) -> None:
     """Normal end, exception, Ctrl-C, SIGKILL: fleet, agents, zygotes, children, grandchildren are gone."""
-    script = Script(tmp_path, how, "own", hosts=1)
+    script = Script(tmp_path, how, None, hosts=1)
     script.wait_until_held()
     started = script.started() | sleepers()
     assert len(started) > 5
@@ -156,7 +160,7 @@ def test_own_fleet_goes_with_the_process(
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_shared_fleet_is_free_again(tmp_path: Path, fleet: LocalFleet, how: str, kill: signal.Signals) -> None:
     """Ctrl-C, cancel (SIGTERM) and SIGKILL of a driver: its host processes are gone, the next gang runs at once."""
-    script = Script(tmp_path, how, fleet.address, hosts=2)
+    script = Script(tmp_path, how, fleet, hosts=2)
     script.wait_until_held()
     started = script.started() | sleepers()
     began = time.monotonic()
@@ -197,7 +201,7 @@ def ended_as_prefect_says() -> tuple[str, set[str]]:
 @pytest.mark.slow
 def test_agent_killed_takes_everything_along(tmp_path: Path, fleet: LocalFleet) -> None:
     """SIGKILL of an agent: its zygote, child and grandchildren end, and the attempt is not left hanging."""
-    script = Script(tmp_path, "holds", fleet.address, hosts=2)
+    script = Script(tmp_path, "holds", fleet, hosts=2)
     script.wait_until_held()
     before = sleepers()
     mark = os.path.basename(fleet.status()["directory"])
@@ -222,7 +226,7 @@ def _title(pid: int) -> str:
 @pytest.mark.slow
 def test_cancelled_flow_run_shows_what_prefect_shows(tmp_path: Path, fleet: LocalFleet) -> None:
     """After SIGTERM the flow run and its task run are Crashed, as with Prefect's own runner."""
-    script = Script(tmp_path, "holds", fleet.address, hosts=2)
+    script = Script(tmp_path, "holds", fleet, hosts=2)
     script.wait_until_held()
     with get_client(sync_client=True) as client:
         # Runs whose driver was killed by earlier tests stay Running in Prefect: take the newest.

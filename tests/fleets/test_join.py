@@ -40,12 +40,12 @@ def fleet() -> Iterator[LocalFleet]:
         yield running
 
 
-def start(fleet: LocalFleet, how: str) -> tuple[subprocess.Popen[str], str]:
+def start(fleet: LocalFleet, how: str, **variables: str) -> tuple[subprocess.Popen[str], str]:
     """The script, and the first line that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, fleet.address, how],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | fleet.access() | {"PYTHONPATH": str(Path(__file__).parents[2])} | variables,
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -84,9 +84,10 @@ def test_the_node_lives_as_long_as_its_driver(fleet: LocalFleet, number: signal.
     wait_until_dead(process.pid)
 
 
-def test_a_driver_that_just_ends(fleet: LocalFleet) -> None:
-    """Normally."""
-    process, line = start(fleet, "end")
+def test_a_driver_that_just_ends(fleet: LocalFleet, tmp_path: Path) -> None:
+    """Normally. A long TMPDIR makes no name of a socket too long."""
+    (long := tmp_path / ("x" * 60)).mkdir()
+    process, line = start(fleet, "end", TMPDIR=str(long))
     assert line == "['slice-0']\n"
     assert process.wait(SOON_SECONDS) == 0
     process.stdout.close()  # type: ignore[union-attr]
@@ -94,18 +95,39 @@ def test_a_driver_that_just_ends(fleet: LocalFleet) -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_asks_for_a_token() -> None:
-    """As KubeRay's do: the token of the driver is its node's, too; without one it is told what is wrong."""
+@pytest.mark.timeout(300)
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
+    """As KubeRay's do, or `ray start` where a token is: it is found where Ray finds it; else the error names it."""
     shape = tpu.resolve_shape("v4", "2x2x1")
-    with AutoscalingRay(shape, token="a" * 64) as cluster:
-        code = f"from prefect_tpu import RayFleet; RayFleet({cluster.address!r}, join=True, autoscaled=True).connect()"
-        for access, words in ((cluster.access, ""), ({"RAY_AUTH_MODE": "disabled"}, "could join Ray")):
+    token, other = "a" * 64, "b" * 64
+    own, others = tmp_path / "own", tmp_path / "others"
+    for home, value in ((own, token), (others, other)):
+        (home / ".ray").mkdir(parents=True)
+        (home / ".ray" / "auth_token").write_text(value)
+    base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with AutoscalingRay(shape, token=token) as cluster:
+        joins, auto = f"{cluster.address!r}, join=True", "'auto'"
+        here = repr(cluster.address)
+        for how, access, words in (
+            (joins, cluster.access, ""),
+            (joins, {"HOME": str(own)}, ""),
+            (auto, {"HOME": str(own), "RAY_ADDRESS": cluster.address}, ""),
+            (here, {"HOME": str(own)}, ""),
+            (here, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(own / ".ray" / "auth_token")}, ""),
+            (joins, {"RAY_AUTH_MODE": "disabled"}, "asks for a token, and RAY_AUTH_MODE is 'disabled' here"),
+            (joins, {"HOME": str(others)}, f"does not take the one from the file {others}/.ray/auth_token"),
+            (here, {"RAY_AUTH_TOKEN": other}, "does not take the one from the variable RAY_AUTH_TOKEN"),
+            (here, {"HOME": str(tmp_path)}, "asks for a token, and there is none here"),
+        ):
+            code = f"from prefect_tpu import RayFleet; RayFleet({how}, autoscaled=True).connect()"
             done = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, timeout=170,
-                env=os.environ | access | {"PYTHONPATH": str(Path(__file__).parents[2])},
+                env=base | access | {"PYTHONPATH": str(Path(__file__).parents[2])},
             )  # fmt: skip
-            assert (done.returncode == 0) == (not words), done.stderr
+            assert (done.returncode == 0) == (not words), (how, access, done.stderr)
             assert words in done.stderr
+            assert token not in done.stderr
+            assert other not in done.stderr
 
 
 def test_what_cannot_be_joined() -> None:

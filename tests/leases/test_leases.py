@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -278,7 +279,8 @@ for _ in range(4):
 @pytest.mark.slow
 def test_two_processes_race_for_both_slices(fleet: LocalFleet, tmp_path: Path) -> None:
     """Each gets both slices four times, never at the same time, and neither starves holding half."""
-    racers = [subprocess.Popen([sys.executable, "-c", RACER, fleet.address, str(tmp_path / "held")]) for _ in range(2)]
+    command = [sys.executable, "-c", RACER, fleet.address, str(tmp_path / "held")]
+    racers = [subprocess.Popen(command, env=os.environ | fleet.access()) for _ in range(2)]
     assert [racer.wait(90) for racer in racers] == [0, 0]
     held = sorted(tuple(map(float, line.split())) for line in (tmp_path / "held").read_text().splitlines())
     assert len(held) == 8

@@ -213,7 +213,7 @@ def test_jax_arrays_come_back_as_numpy_and_start_no_backend_here(fleet: LocalFle
     """An addressable jax.Array is numpy in the driver, which keeps its hands off the chips."""
     done = subprocess.run(
         [sys.executable, "-c", JAX_IN_THE_DRIVER, fleet.address],
-        env=os.environ | {"PREFECT_API_URL": str(get_current_settings().api.url)},
+        env=os.environ | fleet.access() | {"PREFECT_API_URL": str(get_current_settings().api.url)},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert "types {'ndarray'} backends {}" in done.stdout, done.stdout + done.stderr
