@@ -14,6 +14,7 @@ from ray._private import auto_init_hook, services
 from ray._private.worker import WORKER_MODE, global_worker
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.linux.places import current_directory
 
 log = logging.getLogger("prefect_tpu.session")
 
@@ -54,10 +55,12 @@ def connect(address: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
         The cluster's "host:port".
 
     Raises:
-        ConfigurationError: not an address, not reachable, connected elsewhere, or called inside a Ray worker.
+        ConfigurationError: not an address, not reachable, connected elsewhere, or called inside a Ray worker; or the
+            current directory is gone.
     """
     _refuse_inside_ray_worker()
     _refuse_ray_client(address)
+    current_directory()  # Ray asks for it deep inside, where its absence looks like a cluster that refuses
     with _session.lock:
         _notice_foreign_shutdown()
         if ray.is_initialized():

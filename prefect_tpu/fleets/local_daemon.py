@@ -23,11 +23,12 @@ from prefect_tpu.fleets.local_control import (
     request_by_socket,
 )
 from prefect_tpu.fleets.local_fleet import LocalFleet, configuration
-from prefect_tpu.linux import processes
+from prefect_tpu.linux import places, processes
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _POLL_SECONDS = 0.1
+_STATE, _LOG, _SETTING = "the state files of local fleets", "the log of a local fleet", "PREFECT_HOME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,16 @@ class FleetNotUpError(ProvisioningError):
 
 
 def state_directory() -> Path:
-    """Where state files are: $PREFECT_HOME/tpu, else ~/.prefect-tpu."""
-    home = os.environ.get("PREFECT_HOME")
-    return Path(home).expanduser() / "tpu" if home else Path.home() / ".prefect-tpu"
+    """Where state files are: $PREFECT_HOME/tpu, else ~/.prefect-tpu.
+
+    Raises:
+        ConfigurationError: there is no home directory.
+    """
+    given = os.environ.get("PREFECT_HOME")
+    if given and not given.startswith("~"):
+        return Path(given) / "tpu"
+    home = places.home_directory("PREFECT_HOME")
+    return home / given.removeprefix("~").lstrip("/") / "tpu" if given else home / ".prefect-tpu"
 
 
 def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
@@ -85,7 +93,10 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
             progress(_stale_text(old))
             file.unlink(missing_ok=True)
         log = file.with_suffix(".log")
-        with open(log, "w+b") as log_file:
+        places.need_room(str(file.parent), _LOG, _SETTING)
+        with places.usable(log, _LOG, _SETTING):
+            log_file = open(log, "w+b")  # noqa: SIM115
+        with log_file:
             supervisor = SupervisorProcess(configuration(fleet), progress, log_file)
             try:
                 ready = supervisor.wait_ready(fleet.start_timeout_seconds)
@@ -160,10 +171,13 @@ def _state_file(name: str) -> Path:
 
 
 def _read(file: Path) -> FleetState | None:
+    with places.usable(file, _STATE, _SETTING):
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            return None
     try:
-        return FleetState(**json.loads(file.read_text()))
-    except FileNotFoundError:
-        return None
+        return FleetState(**json.loads(text))
     except (ValueError, TypeError):
         # Half written or of another version: nothing that could be up can be found by it.
         file.unlink(missing_ok=True)
@@ -172,14 +186,17 @@ def _read(file: Path) -> FleetState | None:
 
 def _write(file: Path, state: FleetState) -> None:
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(asdict(state), indent=1))
-    part.replace(file)
+    with places.usable(file, _STATE, _SETTING):
+        part.write_text(json.dumps(asdict(state), indent=1))
+        part.replace(file)
 
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file.with_suffix(".lock"), "w") as lock:
+    with places.usable(file.parent, _STATE, _SETTING):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file.with_suffix(".lock"), "w")  # noqa: SIM115
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

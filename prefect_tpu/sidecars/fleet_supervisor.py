@@ -23,13 +23,12 @@ from typing import Any
 
 from prefect_tpu.cluster.start_node import import_ray
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.linux import processes
+from prefect_tpu.linux import places, processes
 from prefect_tpu.sidecars.fleet_clients import MAX_CLIENTS, Client
 from prefect_tpu.sidecars.fleet_janitor import Janitor
 from prefect_tpu.sidecars.fleet_machines import CommandRefusedError, HeadLostError, HostState, Machines
 
 TICK_SECONDS = 0.5
-SHORT_DIRECTORY = "/tmp"  # noqa: S108 - sockets' names end at 107 characters; mkdtemp makes it private
 DIRECTORY_PREFIX = "ptpu-"
 
 
@@ -207,8 +206,7 @@ def _stop(*_: object) -> None:
 def main() -> None:
     """Entry point; the argument is the fleet's configuration as JSON."""
     config = json.loads(sys.argv[1])
-    base = SHORT_DIRECTORY if os.access(SHORT_DIRECTORY, os.W_OK) else None
-    directory = tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base)
+    directory = tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=places.short_directory())
     janitor = Janitor(directory)
     # What Ray prints must not get between the answers.
     answers = os.dup(1)
