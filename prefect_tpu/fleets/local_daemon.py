@@ -43,6 +43,7 @@ class FleetState:
         control: unix socket for commands.
         log: what the supervisor wrote.
         start_timeout_seconds: for restoring and adding hosts.
+        machine: boot and pid namespace in which `pid` and `start` mean something; "" in files of older versions.
     """
 
     name: str
@@ -52,10 +53,11 @@ class FleetState:
     control: str
     log: str
     start_timeout_seconds: float
+    machine: str = ""
 
     @property
     def alive(self) -> bool:
-        return processes.is_alive(self.pid, self.start)
+        return self.machine in ("", processes.machine()) and processes.is_alive(self.pid, self.start)
 
 
 class FleetNotUpError(ProvisioningError):
@@ -108,6 +110,7 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
                     control=ready["control"],
                     log=str(log),
                     start_timeout_seconds=fleet.start_timeout_seconds,
+                    machine=processes.machine(),
                 )
                 _write(file, state)
                 supervisor.let_go(str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.linux import places
+from prefect_tpu.linux import places, processes
 
 CLI = f"{shlex.quote(sys.executable)} -P -m prefect_tpu.cli"
 Shell = Callable[..., str]
@@ -73,6 +74,21 @@ def test_a_state_file_of_junk_is_no_fleet(junk: bytes, monkeypatch: pytest.Monke
     (tmp_path / "tpu" / "default.json").write_bytes(junk)
     with pytest.raises(local_daemon.FleetNotUpError, match="No fleet called 'default' is up"):
         local_daemon.find("default")
+
+
+def test_a_state_file_of_another_boot_is_no_fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its process id and start time may by now be a bystander's, which is not taken for the fleet, nor killed."""
+    from prefect_tpu.fleets import local_daemon
+
+    me = processes.read_process(os.getpid())
+    assert me is not None
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (tmp_path / "tpu").mkdir()
+    state = {"name": "default", "address": "10.0.0.2:6379", "control": str(tmp_path / "none"), "log": "", "pid": me.pid}
+    for stale in ({"start": me.start, "machine": "0" * 12}, {"start": me.start - 1, "machine": processes.machine()}):
+        (tmp_path / "tpu" / "default.json").write_text(json.dumps(state | {"start_timeout_seconds": 1.0} | stale))
+        with pytest.raises(local_daemon.FleetNotUpError, match="is not up any more"):
+            local_daemon.down("default", print)
 
 
 def _can(*command: str) -> bool:
