@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.secrets import LEFT_OUT, NAMES_ONLY, shown, without_credentials
+from prefect_tpu.linux.places import current_directory
 from prefect_tpu.options.check import in_words
 from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.tuning import Tuning
@@ -54,10 +55,11 @@ def current_settings() -> TpuSettings:
     """The settings as they are now; never read at import, and again whenever a variable of Prefect has changed.
 
     Raises:
-        ConfigurationError: one of them cannot be; by the name of its variable, with what is allowed.
+        ConfigurationError: one of them cannot be; by the name of its variable, with what is allowed. Or the current
+            directory, which may have a file with some, is gone.
     """
     variables = tuple(sorted(item for item in os.environ.items() if item[0].startswith("PREFECT_")))
-    return _read(variables, os.getcwd())
+    return _read(variables, current_directory())
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.secrets import shown, without_credentials
+from prefect_tpu.linux.places import current_directory
 
 ALLOWED = ("pip", "uv", "conda", "py_modules", "working_dir", "excludes", "env_vars", "config")
 """Keys that fit processes which share their host with an agent; others start containers or replace Python."""
@@ -112,6 +113,6 @@ def _look_for_directories(runtime_env: Mapping[str, Any]) -> None:
     for key, path in local:
         if _is_local(path) and not Path(path).exists():
             raise ConfigurationError(
-                f"runtime_env[{key!r}]: there is no {path!r} on the machine that runs the flow ({os.getcwd()}); give a "
-                "path that is there, or an address such as gs://BUCKET/code.zip"
+                f"runtime_env[{key!r}]: there is no {path!r} on the machine that runs the flow "
+                f"({current_directory()}); give a path that is there, or an address such as gs://BUCKET/code.zip"
             )

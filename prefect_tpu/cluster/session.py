@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from prefect_tpu.cluster import addresses, auth
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.linux import probe
+from prefect_tpu.linux.places import current_directory
 
 log = logging.getLogger("prefect_tpu.session")
 
@@ -57,11 +58,12 @@ def connect(address: str, *, namespace: str = DEFAULT_NAMESPACE, token_of: auth.
         The cluster's "host:port".
 
     Raises:
-        ConfigurationError: not an address, not reachable, connected elsewhere, called inside a Ray worker, or the
-            cluster asks for a token that this process does not have.
+        ConfigurationError: not an address, not reachable, connected elsewhere, called inside a Ray worker, the cluster
+            asks for a token that this process does not have, or the current directory is gone.
     """
     _refuse_inside_ray_worker()
     addresses.refuse_ray_client(address)
+    current_directory()  # Ray asks for it deep inside, where its absence looks like a cluster that refuses
     with _session.lock:
         _notice_foreign_shutdown()
         if ray.is_initialized():

@@ -17,7 +17,7 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.fleets.fleet import Say
 from prefect_tpu.fleets.local_environment import supervisor_environment
 from prefect_tpu.fleets.tokens import token_of
-from prefect_tpu.linux.directories import short_directory
+from prefect_tpu.linux.places import new_short_directory
 from prefect_tpu.linux.programs import start_program
 
 START_SECONDS = 120.0
@@ -72,7 +72,7 @@ def join(address: str) -> None:
         _leave_locked()
         access = auth.access_to(address, token_of)
         auth.check(address, access)
-        directory = short_directory("ptpu-")
+        directory = new_short_directory("ptpu-")
         with tempfile.TemporaryFile() as log:
             process = start_program(
                 "prefect_tpu.sidecars.joined_node",

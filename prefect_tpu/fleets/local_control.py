@@ -20,7 +20,7 @@ from typing import IO, Any
 from prefect_tpu.core import fleet_commands
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets.local_environment import supervisor_environment
-from prefect_tpu.linux import processes
+from prefect_tpu.linux import places, processes
 from prefect_tpu.linux.programs import start_program
 
 COMMAND_TIMEOUT_SECONDS = 60.0
@@ -32,6 +32,7 @@ TOKEN_BYTES = 32
 LOG_TAIL_LINES = 15
 log = logging.getLogger("prefect_tpu.fleet")
 Progress = Callable[[str], None]
+_RAY, _SETTING = "Ray's files of a local fleet", "TMPDIR, if /tmp may not be written; else make room there"
 
 
 class SupervisorProcess:
@@ -42,8 +43,11 @@ class SupervisorProcess:
     """
 
     def __init__(self, config: dict[str, Any], progress: Progress, log: IO[bytes] | None = None) -> None:
+        self._directory = places.short_directory()
+        places.need_room(self._directory, _RAY, _SETTING)
         # Open for as long as the supervisor lives; it goes with this object.
-        self._log = log or tempfile.TemporaryFile()  # noqa: SIM115
+        with places.usable(tempfile.gettempdir(), "the log of a local fleet", "TMPDIR"):
+            self._log = log or tempfile.TemporaryFile()  # noqa: SIM115
         self._progress = progress
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {0: queue.SimpleQueue()}
@@ -137,8 +141,15 @@ class SupervisorProcess:
     def _too_late(self, do: str, timeout_seconds: float) -> ProvisioningError:
         return ProvisioningError(
             f"The local fleet did not finish {do!r} within {timeout_seconds:g} s. The machine may be short of "
-            f"CPU or memory: ask for fewer slices, or raise start_timeout_seconds.\n{self._log_tail()}"
+            f"CPU or memory: ask for fewer slices, or raise start_timeout_seconds.\n{self._log_tail()}{self._no_room()}"
         )
+
+    def _no_room(self) -> str:
+        try:
+            places.need_room(self._directory, _RAY, _SETTING)
+        except ConfigurationError as error:
+            return f"\n{error}"
+        return ""
 
     def _ended(self, do: str) -> ProvisioningError:
         return ProvisioningError(f"{self.obituary()}\nIt could not do {do!r}.")
@@ -149,7 +160,7 @@ class SupervisorProcess:
             self.process.wait(END_SECONDS)
         code = self.process.poll()
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended (exit code {code})"
-        return f"The local fleet's supervisor {how}.\n{self._log_tail()}"
+        return f"The local fleet's supervisor {how}.\n{self._log_tail()}{self._no_room()}"
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -23,11 +23,12 @@ from prefect_tpu.fleets.local_control import (
     request_by_socket,
 )
 from prefect_tpu.fleets.local_fleet import LocalFleet, configuration
-from prefect_tpu.linux import processes
+from prefect_tpu.linux import places, processes
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _POLL_SECONDS = 0.1
+_STATE, _LOG, _SETTING = "the state files of local fleets", "the log of a local fleet", "PREFECT_HOME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class FleetState:
         log: what the supervisor wrote.
         start_timeout_seconds: for restoring and adding hosts.
         token: lets into its Ray cluster; only its owner can read the file.
+        machine: boot and pid namespace in which `pid` and `start` mean something; "" in files of older versions.
     """
 
     name: str
@@ -53,10 +55,11 @@ class FleetState:
     log: str
     start_timeout_seconds: float
     token: str = field(default="", repr=False)
+    machine: str = ""
 
     @property
     def alive(self) -> bool:
-        return processes.is_alive(self.pid, self.start)
+        return self.machine in ("", processes.machine()) and processes.is_alive(self.pid, self.start)
 
 
 class FleetNotUpError(ProvisioningError):
@@ -64,9 +67,16 @@ class FleetNotUpError(ProvisioningError):
 
 
 def state_directory() -> Path:
-    """Where state files are: $PREFECT_HOME/tpu, else ~/.prefect-tpu."""
-    home = os.environ.get("PREFECT_HOME")
-    return Path(home).expanduser() / "tpu" if home else Path.home() / ".prefect-tpu"
+    """Where state files are: $PREFECT_HOME/tpu, else ~/.prefect-tpu.
+
+    Raises:
+        ConfigurationError: there is no home directory.
+    """
+    given = os.environ.get("PREFECT_HOME")
+    if given and not given.startswith("~"):
+        return Path(given) / "tpu"
+    home = places.home_directory("PREFECT_HOME")
+    return home / given.removeprefix("~").lstrip("/") / "tpu" if given else home / ".prefect-tpu"
 
 
 def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
@@ -87,7 +97,10 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
             progress(_stale_text(old))
             file.unlink(missing_ok=True)
         log = file.with_suffix(".log")
-        with open(log, "w+b", opener=_for_owner_alone) as log_file:
+        places.need_room(str(file.parent), _LOG, _SETTING)
+        with places.usable(log, _LOG, _SETTING):
+            log_file = open(log, "w+b", opener=_for_owner_alone)  # noqa: SIM115
+        with log_file:
             supervisor = SupervisorProcess(configuration(fleet), progress, log_file)
             try:
                 ready = supervisor.wait_ready(fleet.start_timeout_seconds)
@@ -100,6 +113,7 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
                     log=str(log),
                     start_timeout_seconds=fleet.start_timeout_seconds,
                     token=supervisor.token,
+                    machine=processes.machine(),
                 )
                 _write(file, state)
                 supervisor.let_go(str(file))
@@ -173,10 +187,13 @@ def _state_file(name: str) -> Path:
 
 
 def _read(file: Path) -> FleetState | None:
+    with places.usable(file, _STATE, _SETTING):
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            return None
     try:
-        return FleetState(**json.loads(file.read_text()))
-    except FileNotFoundError:
-        return None
+        return FleetState(**json.loads(text))
     except (ValueError, TypeError):
         # Half written or of another version: nothing that could be up can be found by it.
         file.unlink(missing_ok=True)
@@ -185,16 +202,19 @@ def _read(file: Path) -> FleetState | None:
 
 def _write(file: Path, state: FleetState) -> None:
     part = file.with_suffix(".part")
-    with open(part, "w", opener=_for_owner_alone) as text:
-        text.write(json.dumps(asdict(state), indent=1))
-    part.replace(file)
+    with places.usable(file, _STATE, _SETTING):
+        with open(part, "w", opener=_for_owner_alone) as text:
+            text.write(json.dumps(asdict(state), indent=1))
+        part.replace(file)
 
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.parent.chmod(0o700)  # an earlier version made it readable for all
-    with open(file.with_suffix(".lock"), "w", opener=_for_owner_alone) as lock:
+    with places.usable(file.parent, _STATE, _SETTING):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.parent.chmod(0o700)  # an earlier version made it readable for all
+        lock = open(file.with_suffix(".lock"), "w", opener=_for_owner_alone)  # noqa: SIM115
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

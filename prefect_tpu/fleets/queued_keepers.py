@@ -18,7 +18,7 @@ from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.fleets import join
 from prefect_tpu.fleets.signs_of_life import SignsOfLife, warn_once
 from prefect_tpu.fleets.tokens import token_of
-from prefect_tpu.linux import probe
+from prefect_tpu.linux import places, probe
 from prefect_tpu.provision import reaping
 from prefect_tpu.provision.interfaces import RayView
 from prefect_tpu.provision.janitor import Janitor
@@ -87,7 +87,8 @@ def _janitor(fleet: QueuedSpec, looks_after: Keeper) -> Janitor | None:
     if getattr(given, "service_account_info", None) is not None:
         key = given.service_account_info.get_secret_value()
     elif getattr(given, "service_account_file", None) is not None:
-        key = json.loads(given.service_account_file.expanduser().read_text())
+        with places.usable(given.service_account_file, "the fleet's identity", "credentials"):
+            key = json.loads(given.service_account_file.expanduser().read_text())
     elif given is not None and not hasattr(given, "get_credentials_from_service_account"):
         log.info(
             "credentials of google.auth cannot be handed on: if this process is killed, its slices stay until the "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import uuid
 from dataclasses import dataclass
 
-from prefect_tpu.linux.processes import start_of
+from prefect_tpu.linux.processes import machine, start_of
 
 FLEET_LABEL = "prefect-tpu-fleet"
 OWNER_LABEL = "prefect-tpu-owner"
@@ -42,7 +41,7 @@ class Owner:
     @classmethod
     def new(cls) -> Owner:
         """A keeper of this process, which lives until `end`."""
-        owner = cls(_machine(), os.getpid(), start_of(os.getpid()), uuid.uuid4().hex[:8])
+        owner = cls(machine(), os.getpid(), start_of(os.getpid()), uuid.uuid4().hex[:8])
         _living.add(owner.token)
         return owner
 
@@ -62,7 +61,7 @@ class Owner:
     @property
     def gone(self) -> bool | None:
         """True if it is certain, None if it cannot be seen from here: another machine or container."""
-        if self.machine != _machine():
+        if self.machine != machine():
             return None
         if self.pid == os.getpid() and self.start == start_of(self.pid):
             return self.token not in _living
@@ -72,9 +71,3 @@ class Owner:
 def clean_label(text: str) -> str:
     """As a label's value may be: lower case, digits, dashes, underscores, 63 characters."""
     return re.sub(r"[^-_a-z0-9]", "-", text.lower())[:LABEL_LENGTH]
-
-
-def _machine() -> str:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]

@@ -22,8 +22,7 @@ from typing import Any
 
 from prefect_tpu.cluster.start_node import import_ray
 from prefect_tpu.core.topology import SliceShape
-from prefect_tpu.linux import processes
-from prefect_tpu.linux.directories import short_directory
+from prefect_tpu.linux import places, processes
 from prefect_tpu.sidecars.fleet_clients import MAX_CLIENTS, Client
 from prefect_tpu.sidecars.fleet_janitor import Janitor
 from prefect_tpu.sidecars.fleet_machines import CommandRefusedError, HeadLostError, HostState, Machines
@@ -206,7 +205,7 @@ def _stop(*_: object) -> None:
 def main() -> None:
     """Entry point; the argument is the fleet's configuration as JSON."""
     config = json.loads(sys.argv[1])
-    directory = short_directory(DIRECTORY_PREFIX)
+    directory = places.new_short_directory(DIRECTORY_PREFIX)
     janitor = Janitor(directory)
     # What Ray prints must not get between the answers.
     answers = os.dup(1)
