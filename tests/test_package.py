@@ -132,6 +132,69 @@ def test_dependencies_are_those_imported_and_bounded_above() -> None:
         assert re.search(rf"^\| .*\b{one.name}\b.* \|", table, re.MULTILINE), one
 
 
+def test_every_dependency_is_bounded_below_and_above() -> None:
+    """Those of extras too; and what was last green is within the bounds, none of them missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    tried = dict(line.split("==") for line in (ROOT / ".ci" / "tried.txt").read_text().split() if "==" in line)
+    versions = {name.lower().replace("_", "-"): found for name, found in tried.items()}
+    for needed in (Requirement(line) for line in lines):
+        if needed.name == "prefect-tpu":
+            continue
+        assert {part.operator for part in needed.specifier} == {">=", "<"}, needed
+        assert needed.specifier.contains(versions[needed.name.lower()], prereleases=True), needed
+
+
+BASE_ALONE = """
+import importlib, importlib.metadata as metadata, pkgutil, sys
+from packaging.requirements import Requirement
+
+def named(text):
+    return text.lower().replace("_", "-").replace(".", "-")
+
+base, wanted = set(), [Requirement("prefect-tpu")]
+while wanted:
+    one = wanted.pop()
+    try:
+        found = metadata.distribution(one.name)
+    except metadata.PackageNotFoundError:
+        continue
+    key = (named(one.name), frozenset(one.extras))
+    if key not in base:
+        base.add(key)
+        needed = [Requirement(line) for line in found.requires or ()]
+        extras = one.extras or {""}
+        wanted += [n for n in needed if n.marker is None or any(n.marker.evaluate({"extra": e}) for e in extras)]
+allowed = {name for name, _ in base}
+owners = metadata.packages_distributions()
+
+class OnlyBase:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        shared = top in ("google", "psutil")  # the first has parts of many packages; of the second Ray has its own
+        if not shared and owners.get(top) and not {named(one) for one in owners[top]} & allowed:
+            raise ModuleNotFoundError(f"{name} is not in the base closure", name=name)
+
+sys.meta_path.insert(0, OnlyBase())
+import prefect_tpu
+for module in pkgutil.walk_packages(prefect_tpu.__path__, "prefect_tpu."):
+    if module.name not in ("prefect_tpu.provision.cloud_tpu", "prefect_tpu.blocks.queued", "prefect_tpu.cli.__main__"):
+        importlib.import_module(module.name)
+for name in prefect_tpu.__all__:
+    getattr(prefect_tpu, name)
+print("prefect_gcp" in sys.modules, "matplotlib" in sys.modules, len(allowed))
+"""
+
+
+def test_without_extras_everything_imports() -> None:
+    """Only what the dependencies of the package bring; and nobody pays for matplotlib before there is a picture."""
+    done = subprocess.run([sys.executable, "-c", BASE_ALONE], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    gcp, matplotlib, packages = done.stdout.split()
+    assert (gcp, matplotlib) == ("False", "False")
+    assert 60 < int(packages) < 200
+
+
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda p: p.name)
 def test_links_in_markdown_lead_somewhere(page: Path) -> None:
     """Relative links and pictures exist."""

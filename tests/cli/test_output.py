@@ -35,7 +35,7 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    r"""Of a name with `\[/x]` in it, which was a MarkupError."""
+    """By its first word, and its exit code."""
     assert run(["fleet", "status", "--name", HOSTILE]) == output.EXIT_USAGE
     said = capsys.readouterr().err
     assert said.startswith("Error: '[red]a[/x] ")

@@ -61,7 +61,7 @@ class Server:
             self.signal(signal.SIGKILL)
             self.process.wait()
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
         """A call to the API, again while the server is busy; its answer, None if there is none."""
         give_up = time.monotonic() + BUSY_SECONDS
         while True:

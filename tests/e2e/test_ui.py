@@ -6,16 +6,21 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_tpu.core.kinds import Kind
+from prefect_tpu.core.text import clean
+from prefect_tpu.observability import artifacts
+from prefect_tpu.observability.artifacts import RunArtifacts
+from tests.core.test_ledger import report
 from tests.e2e.documented import documented
 from tests.e2e.prefect_server import Server
 from tests.processes import assert_gone, descendants
@@ -249,3 +254,61 @@ def test_slices_as_bars(server: Server, page: Page, pictures: Path, tmp_path: Pa
     page.goto(f"{seen.ui}/runs/task-run/{preempted['id']}")
     page.get_by_text("step 50 of attempt 1").first.wait_for()
     page.screenshot(path=pictures / "bar.png")
+
+
+HOSTILE = (
+    "<img src=x onerror='window.ran=1'><script>window.ran=1</script> [a](javascript:window.ran=1) ![p](x) **b** _i_ "
+    "~~gone~~ `code` https://x.example www.x.example me@x.example a|b\n# head\n- item\n\x1b[31m\u202e $x^2$ &lt;b&gt;"
+)
+MADE = ("a", "img", "script", "strong", "em", "del", "code", "h1", "h2", "h3", "table", "td", "tr", "li", "iframe")
+
+
+def artifacts_of_names(server: Server, name: str) -> dict[str, str]:
+    """Of a task, slices and a cause that are called so: ids of the artifacts that their run leaves, by type."""
+    lost = report(1, Kind.PREEMPTED, began=0, run=100, names=(name, f"{name} 2"), lost=1)
+    lost = replace(lost, verdict=replace(lost.verdict, cause=name), summaries=(name,) * 4, budgets=name)
+    task_run_id = uuid4()
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        run = RunArtifacts(name, task_run_id, None)
+        run.attempts([lost], ended=True, budgets=name)
+        run.progress(50.0, name)
+        assert artifacts.flush(20)
+    made = server.post("/artifacts/filter", {"artifacts": {"task_run_id": {"any_": [str(task_run_id)]}}})
+    return {one["type"]: one["id"] for one in made}
+
+
+def test_names_and_messages_are_only_text(server: Server, page: Page, pictures: Path) -> None:
+    """No script runs, and the page has no other elements than for a harmless name."""
+    harmless, hostile = artifacts_of_names(server, "harmless"), artifacts_of_names(server, HOSTILE)
+    counted = "names => names.map(name => [name, document.querySelectorAll(name).length])"
+    for kind in ("table", "markdown", "progress"):
+        elements = []
+        for ids, wanted in ((harmless, "harmless"), (hostile, "onerror")):
+            page.goto(f"{server.ui}/artifacts/artifact/{ids[kind]}")
+            page.get_by_text(wanted).first.wait_for()
+            page.wait_for_timeout(1000)
+            elements.append(page.evaluate(counted, MADE))
+        page.screenshot(path=pictures / f"hostile-{kind}.png")
+        assert page.evaluate("window.ran") is None, kind
+        assert elements[0] == elements[1], kind
+        text = page.inner_text("body")
+        assert "<img src=x onerror='window.ran=1'><scri" in text, kind
+        assert "\u202e" not in text, kind
+        assert "\x1b" not in text, kind
+
+
+def test_a_runs_own_page_shows_text(server: Server, page: Page, pictures: Path) -> None:
+    """Prefect's page of a task run, with such a name, state message and log line."""
+    flow = server.ask("POST", "/flows/", {"name": "hostile"})
+    flow_run = server.ask("POST", "/flow_runs/", {"flow_id": flow["id"], "name": clean(HOSTILE)})
+    state = {"type": "FAILED", "name": "Failed", "message": f"{HOSTILE} message"}
+    made = {"flow_run_id": flow_run["id"], "task_key": "k", "dynamic_key": "0", "name": HOSTILE, "state": state}
+    run = server.ask("POST", "/task_runs/", made)
+    line = {"name": "prefect.task_runs", "level": 20, "message": f"{HOSTILE} line", "timestamp": "2026-01-01T00:00:00Z"}
+    server.ask("POST", "/logs/", [line | {"flow_run_id": flow_run["id"], "task_run_id": run["id"]}])
+    page.goto(f"{server.ui}/runs/task-run/{run['id']}")
+    page.get_by_text("line").first.wait_for()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=pictures / "hostile-run.png")
+    assert page.evaluate("window.ran") is None
+    assert "<img src=x onerror='window.ran=1'><script>window.ran=1</script>" in page.inner_text("body")
