@@ -22,7 +22,7 @@ from prefect_tpu.fleets.local_control import (
     SupervisorProcess,
     request_by_socket,
 )
-from prefect_tpu.fleets.local_fleet import LocalFleet, configuration
+from prefect_tpu.fleets.local_fleet import LocalFleet
 from prefect_tpu.linux import places, processes
 
 DEFAULT_NAME = "default"
@@ -101,7 +101,7 @@ def up(name: str, fleet: LocalFleet, progress: Progress) -> FleetState:
         with places.usable(log, _LOG, _SETTING):
             log_file = open(log, "w+b", opener=_for_owner_alone)  # noqa: SIM115
         with log_file:
-            supervisor = SupervisorProcess(configuration(fleet), progress, log_file)
+            supervisor = SupervisorProcess(fleet.configuration(), progress, log_file)
             try:
                 ready = supervisor.wait_ready(fleet.start_timeout_seconds)
                 state = FleetState(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from prefect_tpu.cluster import exit_hooks
 from prefect_tpu.core import clock
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError
 from prefect_tpu.core.topology import DEFAULT_ACCELERATOR_TYPE, DEFAULT_TOPOLOGY, SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
-from prefect_tpu.fleets.local_control import COMMAND_TIMEOUT_SECONDS, SupervisorProcess
+from prefect_tpu.fleets.local_registry import Running, registry
 from prefect_tpu.options.given import GivenOptions
 
-log = logging.getLogger("prefect_tpu.fleet")
 DEFAULT_OBJECT_STORE_BYTES = 2 * 1024**3
 """Taken from shared memory as it is used; what does not fit goes to disk."""
 DEFAULT_START_TIMEOUT_SECONDS = 180.0
@@ -85,7 +81,7 @@ class LocalFleet:
     @property
     def address(self) -> str:
         """The "host:port" of its Ray cluster, "" when it is not up."""
-        running = _registry.get(self)
+        running = registry.get(self)
         return running.address if running else ""
 
     def access(self) -> dict[str, str]:
@@ -124,7 +120,7 @@ class LocalFleet:
         """
         from prefect_tpu.cluster import session
 
-        running = _registry.start(self, say)
+        running = registry.start(self, say)
         session.connect(running.address, token_of=lambda _: running.supervisor.token)
 
     def demand(self, shape: SliceShape, num_slices: int, run_id: str, say: Say) -> Demand | None:  # noqa: ARG002
@@ -184,7 +180,7 @@ class LocalFleet:
 
     def close(self) -> None:
         """End it and wait until every process of it is gone. Does nothing when it is not up."""
-        _registry.close(self)
+        registry.close(self)
 
     def __enter__(self) -> Self:
         self.connect()
@@ -193,128 +189,25 @@ class LocalFleet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _running(self) -> _Running:
-        running = _registry.get(self)
+    def configuration(self) -> dict[str, Any]:
+        """What its supervisor has to know, JSON-able."""
+        return {
+            "slices": self.slices,
+            "shape": asdict(self.shape),
+            "cpus_per_host": self.cpus_per_host,
+            "object_store_bytes_per_host": self.object_store_bytes_per_host,
+            "object_store_directory": self.object_store_directory,
+            "dashboard_agents": self.dashboard_agents,
+        }
+
+    def _running(self) -> Running:
+        running = registry.get(self)
         if running is not None:
             return running
-        died = _registry.died(self)
+        died = registry.died(self)
         if died is not None:
             raise ProvisioningError(f"{self.describe()} is not up any more; connect() starts it again. {died}")
         raise ConfigurationError(f"{self.describe()} is not up in this process: call connect() first")
-
-
-@dataclass(slots=True)
-class _Running:
-    """A local fleet that is up."""
-
-    supervisor: SupervisorProcess
-    address: str
-
-    def request(self, do: str, *, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS, **arguments: Any) -> Any:
-        return self.supervisor.request(do, timeout_seconds=timeout_seconds, **arguments)
-
-
-def token_of(address: str) -> str | None:
-    """Of the local fleet of this process at "host:port"."""
-    return _registry.token_of(address)
-
-
-class _Registry:
-    """The local fleets of this process, by configuration."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """In a forked process: those of the first one are not its own."""
-        self._lock = threading.Lock()
-        self._starting: dict[LocalFleet, threading.Lock] = {}
-        self._running: dict[LocalFleet, _Running] = {}
-
-    def get(self, fleet: LocalFleet) -> _Running | None:
-        with self._lock:
-            running = self._running.get(fleet)
-        return running if running is not None and running.supervisor.alive else None
-
-    def died(self, fleet: LocalFleet) -> str | None:
-        """How it ended and what it said last, if it was up and has ended by itself."""
-        with self._lock:
-            running = self._running.get(fleet)
-        return None if running is None or running.supervisor.alive else running.supervisor.obituary()
-
-    def token_of(self, address: str) -> str | None:
-        with self._lock:
-            found = [one.supervisor for one in self._running.values() if one.address == address]
-        return next((one.token for one in found if one.alive), None)
-
-    def start(self, fleet: LocalFleet, say: Say | None) -> _Running:
-        with self._lock:
-            turn = self._starting.setdefault(fleet, threading.Lock())
-        with turn:
-            running = self.get(fleet)
-            if running is not None:
-                return running
-            with self._lock:
-                died = self._running.pop(fleet, None)
-            if died is not None:
-                log.warning(
-                    "%s has ended unexpectedly; starting it again. %s", fleet.describe(), died.supervisor.obituary()
-                )
-            running = self._start(fleet, say)
-            with self._lock:
-                exit_hooks.at_exit("local fleets", self.close_all)
-                self._running[fleet] = running
-            return running
-
-    def _start(self, fleet: LocalFleet, say: Say | None) -> _Running:
-        def tell(text: str) -> None:
-            log.info("%s", text)
-            if say is not None:
-                say(text)
-
-        shape = fleet.shape
-        tell(
-            f"starting {fleet.slices} simulated {shape} slices on this machine: "
-            f"{fleet.slices * shape.hosts} hosts with {shape.chips_per_host} chips each"
-        )
-        supervisor = SupervisorProcess(configuration(fleet), tell)
-        try:
-            answer = supervisor.wait_ready(fleet.start_timeout_seconds)
-        except BaseException:
-            supervisor.stop()
-            raise
-        return _Running(supervisor, answer["address"])
-
-    def close(self, fleet: LocalFleet) -> None:
-        with self._lock:
-            running = self._running.pop(fleet, None)
-        if running is None:
-            return
-        from prefect_tpu.cluster import session
-
-        # First: a driver whose own raylet vanishes is ended by Ray.
-        session.disconnect(running.address)
-        running.supervisor.stop()
-
-    def close_all(self) -> None:
-        for fleet in list(self._running):
-            self.close(fleet)
-
-
-_registry = _Registry()
-os.register_at_fork(after_in_child=_registry.forget)
-
-
-def configuration(fleet: LocalFleet) -> dict[str, Any]:
-    """What the supervisor has to know, JSON-able."""
-    return {
-        "slices": fleet.slices,
-        "shape": asdict(fleet.shape),
-        "cpus_per_host": fleet.cpus_per_host,
-        "object_store_bytes_per_host": fleet.object_store_bytes_per_host,
-        "object_store_directory": fleet.object_store_directory,
-        "dashboard_agents": fleet.dashboard_agents,
-    }
 
 
 def _check_whole(name: str, value: object, least: int, most: int) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prefect_tpu.fleets import local_daemon, local_fleet
+from prefect_tpu.fleets import local_daemon
+from prefect_tpu.fleets.local_registry import registry
 
 
 def token_of(address: str) -> str | None:
     """Of the local fleet at "host:port"; None if none of ours is there."""
-    return local_fleet.token_of(address) or local_daemon.token_of(address)
+    return registry.token_of(address) or local_daemon.token_of(address)

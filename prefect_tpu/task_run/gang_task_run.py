@@ -69,8 +69,7 @@ class GangTaskRun:
         self.reports: list[AttemptReport] = []
         self._checkpoints = CheckpointDirectory(task.name, parameters, checkpoint_key, self.cancel)
         self._number = 0
-        self._running = False
-        self._flow_had_ended = False
+        self._running = self._flow_had_ended = False
         self._cancelled = threading.Event()
         self._attempts: Attempts | None = None
         self._observer: RunObserver | None = None
