@@ -32,10 +32,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def files_with_it(*folders: Path) -> list[str]:
-    """Files below these folders that have the needle in them, as it is or as JSON text."""
+def files_with(text: str, *folders: Path) -> list[str]:
+    """Files below these folders that have the text in them."""
     files = [one for folder in folders for one in folder.rglob("*") if one.is_file() and not one.is_symlink()]
-    return [str(one) for one in files if NEEDLE.encode() in one.read_bytes()]
+    return [str(one) for one in files if text.encode() in one.read_bytes()]
 
 
 def processes_with_it() -> Iterator[tuple[str, str, str]]:
@@ -141,7 +141,9 @@ def test_a_planted_secret_is_nowhere_but_in_host_processes(
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())  # type: ignore[attr-defined]
     assert database.exists(), database
     assert (session / "logs").exists(), session
-    assert files_with_it(database.parent, get_current_settings().home, session.parent) == []
+    assert files_with("the token is refused", database.parent)  # what is there is found
+    assert files_with("prefect-tpu-agent", session.parent)
+    assert files_with(NEEDLE, database.parent, get_current_settings().home, session.parent) == []
     said = capfd.readouterr()
     assert NEEDLE not in said.out + said.err
     assert NEEDLE not in repr((of_runner, os.environ))
