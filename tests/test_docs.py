@@ -451,6 +451,23 @@ def leaves(app: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], s
         yield path, {name for one in arguments for name in one.names if name.startswith("--")}
 
 
+def test_each_sentence_on_security_is_shown_by_something() -> None:
+    """A test that is there, or a command; but for what is not promised."""
+    page = (
+        (ROOT / "docs" / "security.md")
+        .read_text()
+        .partition("## What listens")[2]
+        .partition("## What is not promised")[0]
+    )
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.endswith("| shown by |")]
+    assert len(rows) > 40
+    for row in rows:
+        shown_by = row.rstrip("| ").rpartition(" | ")[2]
+        assert "`" in shown_by, row
+        for path, _, name in re.findall(r"`(tests/[\w/]+\.py)(::(\w+))?`", shown_by):
+            assert f"def {name}(" in (ROOT / path).read_text() if name else (ROOT / path).exists(), shown_by
+
+
 def test_every_page_is_found_from_the_readme() -> None:
     """By one link or two."""
     linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", page_text("README.md")))
