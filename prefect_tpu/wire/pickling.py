@@ -19,13 +19,11 @@ from typing import Any
 
 import cloudpickle
 
-from prefect_tpu.wire import cloudpickle_api, unpicklable
+from prefect_tpu.wire import cloudpickle_api, ray_objects, unpicklable
+from prefect_tpu.wire.ray_objects import Fetch, NoValueError
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on travel beside the stream; smaller ones are not worth a page of their own."""
-
-Fetch = Callable[[Any], Any]
-"""Brings the value of one of Ray's ObjectRefs."""
 
 PROJECT_MARKERS = ("pyproject.toml", "prefect.yaml", "setup.py", ".git")
 _INSTALLED_PARTS = frozenset({"site-packages", "dist-packages"})
@@ -89,7 +87,7 @@ def dumps(
     stream = io.BytesIO()
     try:
         _Pickler(stream, beside, modules, known, fetch).dump(obj)
-    except _NoValueError as error:
+    except NoValueError as error:
         raise error.cause from None
     except Exception as error:
         raise unpicklable.explain(obj, error, lambda part: _try(part, modules, known, fetch)) from error
@@ -159,14 +157,6 @@ def _is_installed(file: Path) -> bool:
     )
 
 
-class _NoValueError(Exception):
-    """The computation of an array, or of what a reference stands for, failed: not a matter of pickling."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Decides by value or by reference itself: cloudpickle's registry is global and shared by all threads."""
 
@@ -199,7 +189,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if obj.__name__ in self._modules:
                 return _make_module, (obj.__name__,), _module_state(obj), None, None, _set_module_state
         else:
-            reduced = _reduce_jax(obj) or _reduce_ray(obj, self._fetch)
+            reduced = _reduce_jax(obj) or ray_objects.reduce(obj, self._fetch)
             if reduced is not None:
                 return reduced
         return super().reducer_override(obj)
@@ -261,36 +251,8 @@ def _reduce_array(array: Any, jax: Any) -> Any:
     try:
         values = numpy.asarray(array)
     except Exception as error:
-        raise _NoValueError(error) from error
+        raise NoValueError(error) from error
     return _writable(values, numpy).__reduce_ex__(5)
-
-
-def _reduce_ray(obj: Any, fetch: Fetch | None) -> Any:
-    """References and actors of Ray mean something to processes of Ray only, which hosts of a gang are not."""
-    kind = type(obj).__name__
-    if _is_of_ray(obj, "ray._raylet", "ObjectRef"):
-        if fetch is None:
-            raise unpicklable.RefusedError(obj, f"a Ray {kind} means nothing outside of its process; return the value")
-        try:
-            value = fetch(obj)
-        except Exception as error:
-            raise _NoValueError(error) from error
-        return _itself, (value,)
-    if _is_of_ray(obj, "ray._raylet", "ObjectRefGenerator") or _is_of_ray(obj, "ray.actor", "ActorHandle"):
-        raise unpicklable.RefusedError(
-            obj, f"a Ray {kind} can be used in processes of Ray only; ask it in the flow, and pass its answers"
-        )
-    return None
-
-
-def _is_of_ray(obj: Any, module: str, name: str) -> bool:
-    """Ray is not imported for it: without it nobody has such an object."""
-    cls = getattr(sys.modules.get(module), name, None)
-    return cls is not None and isinstance(obj, cls)
-
-
-def _itself(value: Any) -> Any:
-    return value
 
 
 class _Memory:
