@@ -74,7 +74,7 @@ class GangTask(Task[P, R]):
         clone.retry_condition_fn = task_run.retry_condition()
         clone.timeout_seconds = None  # it counts from the launch of the gang, not from the queue
         if self.task_run_name:
-            clone.task_run_name = self._run_name
+            clone.task_run_name = cast("Any", self._run_name)
         clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape())
         return clone, task_run
 
