@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 MAX_LINE_CHARS = 20_000
 """Of a line, a message, a cause."""
@@ -64,7 +64,7 @@ class CleanText:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]  # of those who inherit
+        for one in fields(cast("Any", self)):
             value = getattr(self, one.name)
             if value and type(value) in (str, tuple, dict):
                 object.__setattr__(self, one.name, _bounded(value))

@@ -1,4 +1,7 @@
-"""The slices table: its columns, and what stands in them. One row for each slice of each attempt."""
+"""The slices table: its columns, and what stands in them. One row for each slice of each attempt.
+
+Prefect's page takes the text of a cell for markdown, with pictures from elsewhere; so names and messages are escaped.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Gang
 from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.core.report import AttemptReport
-from prefect_tpu.core.text import cut, visible
+from prefect_tpu.observability.markdown import plain
 
 MAX_NAME_CHARS = 200
 MAX_CAUSE_CHARS = 1_000
@@ -50,7 +53,7 @@ def _row(report: AttemptReport, gang: Gang, slice_index: int) -> Row:
     return {
         "attempt": report.number,
         "slice": slice_index,
-        "name": cut(visible(one.name), limit=MAX_NAME_CHARS),
+        "name": plain(one.name, MAX_NAME_CHARS),
         "hosts": len(one.hosts),
         "outcome": _outcome(report, mine),
         "charged to": report.verdict.charge if any(host.process_id in culprits[:1] for host in mine) else "",
@@ -58,13 +61,11 @@ def _row(report: AttemptReport, gang: Gang, slice_index: int) -> Row:
         "lease seconds": round(report.lease_seconds, 2),
         "launch seconds": round(report.launch_seconds, 2),
         "run seconds": round(report.run_seconds, 2),
-        "cause": _cause(report) if any(host.process_id in culprits for host in mine) else "",
-        "result": visible(result[:MAX_RESULT_CHARS]),
+        "cause": plain(report.verdict.cause, MAX_CAUSE_CHARS)
+        if any(host.process_id in culprits for host in mine)
+        else "",
+        "result": plain(result, MAX_RESULT_CHARS),
     }
-
-
-def _cause(report: AttemptReport) -> str:
-    return cut(visible(report.verdict.cause), limit=MAX_CAUSE_CHARS)
 
 
 def _outcome(report: AttemptReport, hosts: Sequence[HostEvidence]) -> str:

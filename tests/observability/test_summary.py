@@ -144,6 +144,8 @@ def test_the_table_is_bounded() -> None:
     assert 100 < len(found) < 1_000
     assert all(len(row["cause"]) < slices_table.MAX_CAUSE_CHARS + 50 for row in found)
     assert slices_table.table_of(two_attempts())[1] == 0
+    (row, _) = slices_table.rows_of(named(two_attempts()[0], "![p](http://x)<b>", "x"))
+    assert row["name"] == r"!\[p\](http\://x)&lt;b&gt;0"
 
 
 def test_no_name_makes_an_artifact_big() -> None:
