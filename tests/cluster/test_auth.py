@@ -88,8 +88,7 @@ def test_the_error_names_authentication(fleet: LocalFleet, monkeypatch: pytest.M
                 session.connect(address)
             assert "Set RAY_AUTH_MODE=token" in str(failed.value)
             assert WRONG not in str(failed.value)
-            given = variables.get(auth.MODE) == "token"
-            assert (get_authentication_mode() == AuthenticationMode.TOKEN) == given
+            assert (get_authentication_mode() == AuthenticationMode.TOKEN) == (variables.get(auth.MODE) == "token")
 
 
 def test_a_token_is_not_sent_to_another_machine_unasked(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
