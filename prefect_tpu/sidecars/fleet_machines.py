@@ -305,12 +305,15 @@ class Machines:
         supervisor = os.getpid()
         # Held open in a child, these would keep alive what waits for their end.
         private = {key.fd for key in self.selector.get_map().values()} | {self.janitor.pipe, *self.private()}
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             try:
-                null = os.open(os.devnull, os.O_RDONLY)
-                os.dup2(null, 0)
-                for descriptor in {null, *private} - {0}:
+                for descriptor in private:
                     os.close(descriptor)
                 ours.close()
                 simulated_host.run(plan, theirs, supervisor)

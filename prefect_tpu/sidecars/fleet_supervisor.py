@@ -53,13 +53,14 @@ class Supervisor:
         machines: the hosts.
         owner: process id and start time of who asked for the fleet; (0, 0) when it stands by itself.
         control: path of the unix socket.
-        answers: where the owner reads.
+        commands, answers: descriptors that the owner writes to and reads from.
         state_file: removed in the end, if there is one.
     """
 
     machines: Machines
     owner: tuple[int, int]
     control: str
+    commands: int
     answers: int
     state_file: str | None = None
     clients: list[Client] = field(default_factory=list)
@@ -74,7 +75,7 @@ class Supervisor:
         self._listener.listen()
         self._listener.setblocking(False)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        owner = self._add_client(0, self.answers, is_owner=True)
+        owner = self._add_client(self.commands, self.answers, is_owner=True)
         try:
             self.machines.start_head()
             first = [self.machines.head]
@@ -189,7 +190,7 @@ class Supervisor:
 
     def private(self) -> Iterable[int]:
         """What hosts must not keep open."""
-        return [self.answers, *(one for client in self.clients for one in (client.reader, client.writer))]
+        return [one for client in self.clients for one in (client.reader, client.writer)]
 
     def _check_owner(self) -> None:
         # The pipe's end is not enough: a process that the owner forked may hold it open.
@@ -207,8 +208,10 @@ def main() -> None:
     config = json.loads(sys.argv[1])
     directory = places.new_short_directory(DIRECTORY_PREFIX)
     janitor = Janitor(directory)
-    # What Ray prints must not get between the answers.
-    answers = os.dup(1)
+    # What Ray prints must not get between the answers; and 0 stays taken when the owner has gone.
+    commands, answers = os.dup(0), os.dup(1)
+    with open(os.devnull) as null:
+        os.dup2(null.fileno(), 0)
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -231,6 +234,7 @@ def main() -> None:
         machines,
         owner=(config["owner_pid"], config["owner_start"]),
         control=os.path.join(directory, "control"),
+        commands=commands,
         answers=answers,
     )
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import pickle
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -370,22 +368,3 @@ def test_a_relative_root_is_one_of_the_driver(runner: Runner, monkeypatch: pytes
     gone.rmdir()
     with pytest.raises(ConfigurationError, match="'here' is relative to the working directory, which is gone"):
         _ = resolved.checkpoint_root
-
-
-PICKLED_BEFORE = (
-    "gASVEwEAAAAAAACMGHByZWZlY3RfdHB1LnRhc2tfcnVubmVyc5SME1RwdU11bHRpc2xpY2VSdW5uZXKUk5QpgZR9lIwGX2dpdmVulIwecHJlZmVj"
-    "dF90cHUudGFza19ydW4uYXJndW1lbnRzlIwFR2l2ZW6Uk5QpgZRdlCiIjAhwcm9jZXNzMJSMHnByZWZlY3RfdHB1LmZsZWV0cy5sb2NhbF9mbGVl"
-    "dJSMCkxvY2FsRmxlZXSUk5QpgZRdlChLAowCdjSUjAUyeDJ4MZROSwGKBQAAAIAATkdAZoAAAAAAAGVijARhdXRvlE59lCiMCm51bV9zbGljZXOU"
-    "XZQoSwFLAmWMD21heF9wcmVlbXB0aW9uc5RLA3VlYnNiLg=="
-)
-
-
-def test_a_runner_that_was_pickled_before_there_were_keys() -> None:
-    """It loads, and is the same."""
-    made: Runner = TpuMultisliceRunner(
-        pool=LocalFleet(slices=2, topology="2x2x1"), num_slices=[2, 1], returns="process0", max_preemptions=3
-    )
-    loaded = pickle.loads(base64.b64decode(PICKLED_BEFORE))
-    assert loaded == made
-    assert loaded.duplicate() == made
-    assert repr(loaded) == repr(made)
