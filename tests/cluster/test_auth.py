@@ -12,7 +12,7 @@ from ray._raylet import AuthenticationMode, get_authentication_mode
 
 from prefect_tpu import ConfigurationError, LocalFleet, RayFleet
 from prefect_tpu.cluster import addresses, auth, session
-from prefect_tpu.fleets import local_fleet
+from prefect_tpu.fleets import tokens
 from prefect_tpu.gang.agents import start_agent
 from prefect_tpu.linux import ports
 
@@ -121,7 +121,7 @@ def test_loopback_stays_where_nothing_else_listens(fleet: LocalFleet) -> None:
 def test_an_access_shows_no_token(fleet: LocalFleet) -> None:
     """Neither it nor what connects with it."""
     token = fleet.access()[auth.TOKEN]
-    access = auth.access_to(fleet.address, local_fleet.token_of)
+    access = auth.access_to(fleet.address, tokens.token_of)
     assert access.environment() == {auth.MODE: "token", auth.TOKEN: token}
     assert token not in repr(access)
     assert auth.Access(False).environment() == {auth.MODE: "disabled"}

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
-from prefect_tpu.fleets import local_fleet
+from prefect_tpu.fleets import tokens
 from prefect_tpu.linux import ports
 from tests.processes import descendants
 from tests.waiting import eventually
@@ -260,7 +260,7 @@ def test_another_user_gets_in_nowhere(busy: Busy) -> None:
 
 def test_the_token_stays_where_it_belongs(busy: Busy) -> None:
     """Not in a command line, not in a file of Ray's, not in this process's environment; only in its own processes'."""
-    token = local_fleet.token_of(busy.fleet.address)
+    token = tokens.token_of(busy.fleet.address)
     assert token is not None
     assert len(token) == 64
     pid = busy.fleet.status()["pid"]
