@@ -12,6 +12,7 @@ import cloudpickle
 import prefect
 import pytest
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import SecretStr
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner
 from prefect_tpu.options.gang import GangOptions
@@ -73,11 +74,11 @@ def test_a_gangs_duplicate_keeps_every_option() -> None:
         "pool": LocalFleet(slices=3),
         "flatten": False,
         "returns": "all",
-        "jax_distributed": False,
         "max_workers": 3,
         "checkpoint_key": "sweep-7/rate-0.1",
     } | {name: other_than(field.default) for name, field in GangOptions.model_fields.items()}
     options |= {"env": {"A": "b"}, "runtime_env": {"env_vars": {"A": "b"}}, "checkpoint_root": "/checkpoints"}
+    options |= {"secret_env": {"S": SecretStr("s")}, "jax_distributed": False}
     made: TpuMultisliceRunner[Any] = TpuMultisliceRunner(**options)
     assert set(options) == {*RunnerOptions.__annotations__, "flatten", "returns"}, "a new option is missing here"
     assert made._given.arguments() == {name: value for name, value in options.items() if name != "returns"}
