@@ -161,7 +161,8 @@ def enter(address: str, access: Access) -> None:
         _state.access = access
         with _environment(access.environment()):
             _forget()
-            AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)  # it reads it, and keeps it
+            if access.asked:  # else Ray would ask whoever answers us for a token that a file in the home has
+                AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)  # it reads it, and keeps it
     if access.asked:
         _try(address, access)
 
@@ -204,10 +205,10 @@ def while_ray_connects(access: Access) -> Iterator[None]:
         yield
 
 
-def leave_with_connection() -> None:
+def leave_with_connection(access: Access) -> None:
     """However the connection ends that was just made, also by somebody else's `ray.shutdown()`, it is `leave`d."""
-    # Ray drops its node when it is shut down, before anything else can be connected.
-    weakref.finalize(global_worker.node, leave).atexit = False
+    # Ray drops its node when it is shut down; a frame that still has it may keep it until after the next connection.
+    weakref.finalize(global_worker.node, leave, access).atexit = False
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def connect(address: str, *, namespace: str = DEFAULT_NAMESPACE, token_of: auth.
         except BaseException:
             auth.leave()
             raise
-        auth.leave_with_connection()
+        auth.leave_with_connection(access)
         _adopt(target, ours=True)
         return target
 

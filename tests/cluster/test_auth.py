@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,18 @@ def test_two_fleets_by_turns(fleet: LocalFleet) -> None:
     session.disconnect()
     assert get_authentication_mode() == AuthenticationMode.DISABLED
     assert dict(os.environ) == before
+
+
+def test_a_connection_that_ended_late_takes_nothing_from_the_next(fleet: LocalFleet) -> None:
+    """Somebody may keep Ray's node, in a traceback for one: it goes while the next connection is in use."""
+    with LocalFleet(slices=1, topology="2x2x1", cpus_per_host=4) as other:
+        other.connect()
+        kept = [ray._private.worker.global_worker.node]
+        fleet.connect()
+        kept.clear()
+        gc.collect()
+        assert get_authentication_mode() == AuthenticationMode.TOKEN
+        assert works(fleet)
 
 
 def test_the_error_names_authentication(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 def test_slices_come_for_a_gang_and_go_after_it(
     cluster: AutoscalingRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, num_slices: int
 ) -> None:
-    """None is up: the gang waits and says so, and gets all; nothing is asked for while the gang runs, or after it."""
+    """None is up: the gang waits and says so, and gets all; nothing is asked for while the gang runs, or after it.
+
+    A token in the home, as `ray.init()` leaves it there, does not matter: this cluster asks for none.
+    """
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("a" * 64)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_AGENT_IDLE_RELEASE_SECONDS", "0")
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_QUEUE_MESSAGE_INTERVAL_SECONDS", "1")
     with pytest.raises(ConfigurationError, match="none of them has TPU chips"):
