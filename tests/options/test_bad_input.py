@@ -269,7 +269,11 @@ BAD_FIELDS: list[tuple[type[Block], dict[str, Any], str]] = [
     (QueuedResourceFleetBlock, {"service_account": ""}, r"service_account\b.*must be a text that is not empty"),
     (QueuedResourceFleetBlock, {"startup_script": "echo"}, r"startup_script must be a script that begins with '#!'"),
     (QueuedResourceFleetBlock, {"host_packages": "einops"}, r"host_packages\b.*must be requirements as for pip"),
-    (QueuedResourceFleetBlock, {"host_package": "prefect-tpu"}, r"host_package\b.*must be where TPU VMs get prefect_tpu"),
+    (
+        QueuedResourceFleetBlock,
+        {"host_package": "prefect-tpu"},
+        r"host_package\b.*must be where TPU VMs get prefect_tpu",
+    ),
     (QueuedResourceFleetBlock, {"host_lock": "lock.txt"}, r"host_lock\b.*must be the address of a lock file"),
     (QueuedResourceFleetBlock, {"token_secret": "hush"}, r"token_secret\b.*must be the name of a secret"),
     (QueuedResourceFleetBlock, {"labels": {"A": "b"}}, r"labels\b.*lower-case letters, digits"),
