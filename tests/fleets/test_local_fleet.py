@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prefect_tpu.cluster import addresses, auth, inventory, session
 from prefect_tpu.core.errors import ConfigurationError, ProvisioningError, TopologyError
-from prefect_tpu.fleets import local_fleet
+from prefect_tpu.fleets import tokens
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.fleets.local_environment import clean_environment
 from prefect_tpu.fleets.local_fleet import LocalFleet
@@ -353,7 +353,7 @@ def test_ray_opened_by_others_is_used_or_refused_but_never_closed(fleet: LocalFl
     with LocalFleet(**ONE_HOST) as other:
         theirs = other.address
         session.disconnect()
-        token = local_fleet.token_of(theirs)
+        token = tokens.token_of(theirs)
         assert token is not None
         auth.enter(theirs, access := auth.Access(True, "the test", token))
         with auth.while_ray_connects(access), addresses.loopback_stays():
