@@ -183,8 +183,9 @@ def _try(address: str, access: Access) -> None:
         GcsClient(address=address)
     except AuthenticationError as error:
         leave()
+        way_out = f"It is kept with the fleet: end that, and start another. Else: {SET_IT}" if access.token else SET_IT
         raise ConfigurationError(
-            f"Ray at {address} asks for a token, and does not take the one from {access.source}. {SET_IT}."
+            f"Ray at {address} asks for a token, and does not take the one from {access.source}. {way_out}."
         ) from error
     except (RayError, RuntimeError, OSError) as error:  # not about the token: said by who connects
         log.debug("Ray at %s: %s", address, error)
