@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from prefect.states import State
 from ray.util import placement_group_table
 
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, task
-from prefect_tpu.cluster import inventory, tpu
+from prefect_tpu.cluster import gcs, inventory, tpu
 from prefect_tpu.sidecars.simulated_identity import MARK_VARIABLE
 from tests.prefect_runs import artifact_rows, task_runs
 from tests.processes import with_environment
@@ -272,6 +272,15 @@ class Chaos:
         assert found, f"{host} has no process {part!r}"
         return found[0]
 
+    def nodes(self, names: Collection[str]) -> set[str]:
+        """Ray's ids of the hosts of some slices."""
+        found = [one.slice for one in inventory.summary().slices if one.name in names]
+        return {host.node_id for one in found for host in one.hosts}
+
+    def drained(self) -> list[str]:
+        """The slices with a host that Ray drains: who watches one machine's notices shares them with all its hosts."""
+        return [name for name in SLICES if self.nodes([name]) & set(gcs.draining())]
+
     def _read(self, state: State[Any]) -> Story:
         flow_run_id: UUID | None = state.state_details.flow_run_id
         assert flow_run_id is not None
@@ -298,6 +307,8 @@ def chaos(fleet: LocalFleet, client: SyncPrefectClient, tmp_path: Path) -> Itera
     while left := [pid for pid in pids if _lives(pid)]:
         assert time.monotonic() < deadline, f"processes of the gang are left: {left}"
         time.sleep(0.1)
+    for name in one.drained():  # Ray cannot take a drain back: these machines go, and others come
+        fleet.preempt(name)
     for name in SLICES:
         fleet.restore(name)
     shape = tpu.resolve_shape("v4", "2x2x2", None)

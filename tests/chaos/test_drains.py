@@ -109,16 +109,15 @@ def test_the_clouds_notice_drains_the_whole_slice(chaos: Chaos, monkeypatch: pyt
     seen: list[int] = []
 
     def preempt(one: Chaos) -> None:
-        one.ready()
-        before = set(gcs.draining())  # of earlier tests, as long as Ray remembers
+        leased = one.nodes(one.ready())
         server.set("instance/preempted", "TRUE")  # to all hosts: they share this machine
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and len(set(gcs.draining()) - before) < 4:
+        while time.monotonic() < deadline and not leased <= set(gcs.draining()):
             time.sleep(0.05)
-        seen.append(len(set(gcs.draining()) - before))
+        seen.append(len(leased & set(gcs.draining())))
         eventually(lambda: not any(one.is_child(pid) for pid in one.pids()), "all have left")
         server.set("instance/preempted", "FALSE")
-        for name in one.ready():  # Ray cannot take a drain back: these machines go, and others come
+        for name in one.drained():  # also the one reserved ahead, if it has heard; Ray cannot take a drain back
             one.fleet.preempt(name)
             one.fleet.restore(name)
 
@@ -141,13 +140,12 @@ def test_a_notice_that_is_taken_back(chaos: Chaos, monkeypatch: pytest.MonkeyPat
     server = MetadataServer()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_METADATA_URL", server.url)
-    drained: list[str] = []
 
     def told(one: Chaos, what: str) -> int:
         return len(list(one.folder.glob(f"{what}-*")))
 
     def take_back(one: Chaos) -> None:
-        drained.extend(one.ready())
+        one.ready()
         server.set("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
         server.set("instance/preempted", "TRUE")
         try:
@@ -164,8 +162,6 @@ def test_a_notice_that_is_taken_back(chaos: Chaos, monkeypatch: pytest.MonkeyPat
         story = chaos.play(take_back, then="until taken back", runtime_env=fresh_agents(server))
     finally:
         server.end()
-        for name in drained:  # Ray cannot take a drain back: these machines go, and others come
-            chaos.fleet.preempt(name)
     assert story.state.is_completed()
     assert story.states == ["Pending", "Running", "Completed"]
     assert story.outcomes(1) == {"SUCCEEDED"}
@@ -184,16 +180,15 @@ def test_who_leaves_for_a_notice_that_is_taken_back_has_left_rightly(
     nodes: list[set[str]] = []
 
     def take_back(one: Chaos) -> None:
-        names = one.ready()
-        before = set(gcs.draining())
+        leased = one.nodes(one.ready())
         server.set("instance/preempted", "TRUE")
         try:
             eventually(lambda: len(list(one.folder.glob("draining-*"))) == 4, "all are told of the notice")
         finally:
             server.set("instance/preempted", "FALSE")
-        nodes.append(set(gcs.draining()) - before)
+        nodes.append(set(gcs.draining()) & leased)
         eventually(lambda: not any(one.is_child(pid) for pid in one.pids()), "all have left")
-        for name in names:  # Ray cannot take a drain back: these machines go, and others come
+        for name in one.drained():  # Ray cannot take a drain back: these machines go, and others come
             one.fleet.preempt(name)
             one.fleet.restore(name)
 
