@@ -1,22 +1,27 @@
-"""The suite passes wherever it is started: in a terminal, by nohup, in the background of a shell."""
+"""The suite passes wherever it is started: in a terminal, by nohup, in the background of a shell; and then it is quiet."""
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prefect.logging import get_logger
-from prefect.logging.configuration import setup_logging
 
 ROOT = Path(__file__).parents[1]
 IGNORED = "trap '' INT QUIT HUP; exec \"$@\""
 """A shell that ignores them, and what it becomes, which inherits that."""
+LAST_WORDS = """
+import atexit
+from prefect.logging import get_logger
+from prefect.logging.configuration import setup_logging
+
+def test_that_something_is_logged_when_the_process_ends():
+    setup_logging()
+    atexit.register(get_logger().warning, "the last words")
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP])
@@ -27,9 +32,9 @@ def test_a_process_hears(number: signal.Signals) -> None:
     assert process.wait(30) == -number
 
 
-def pytest_on(test: Callable[..., None], *before: str) -> str:
-    """What pytest prints of a test of this file, in a process of its own."""
-    command = [*before, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{test.__name__}"]
+def run_pytest(*arguments: str, before: tuple[str, ...] = ()) -> str:
+    """All that it prints, in a process of its own."""
+    command = [*before, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120
@@ -40,15 +45,13 @@ def pytest_on(test: Callable[..., None], *before: str) -> str:
 
 def test_where_signals_are_ignored() -> None:
     """The same, with pytest in the background."""
-    assert "3 passed" in pytest_on(test_a_process_hears, "sh", "-c", IGNORED, "sh")
+    output = run_pytest(f"{__file__}::{test_a_process_hears.__name__}", before=("sh", "-c", IGNORED, "sh"))
+    assert "3 passed" in output
 
 
-def test_that_logs_at_the_end_of_the_process() -> None:
-    """As artifacts do that still wait; by then the stream of Prefect's handler is closed."""
-    setup_logging()
-    atexit.register(get_logger().warning, "the last words")
-
-
-def test_the_output_has_no_traceback() -> None:
-    """Not even behind pytest's closing line."""
-    assert "Traceback" not in pytest_on(test_that_logs_at_the_end_of_the_process)
+def test_no_traceback_behind_the_closing_line(tmp_path: Path) -> None:
+    """What waits until the process ends logs then, as artifacts do; pytest has closed the stream of Prefect's handler."""
+    (tmp_path / "test_last_words.py").write_text(LAST_WORDS)
+    output = run_pytest("-p", "tests.conftest", "--rootdir", str(tmp_path), str(tmp_path))
+    assert "1 passed" in output
+    assert "Traceback" not in output
