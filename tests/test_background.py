@@ -1,4 +1,4 @@
-"""The suite passes wherever it is started: in a terminal, by nohup, in the background of a shell; and then it is quiet."""
+"""The suite passes wherever it is started (by nohup, in the background of a shell), and is quiet in the end."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_where_signals_are_ignored() -> None:
 
 
 def test_no_traceback_behind_the_closing_line(tmp_path: Path) -> None:
-    """What waits until the process ends logs then, as artifacts do; pytest has closed the stream of Prefect's handler."""
+    """What waits until the process ends logs then, as artifacts do; the stream of Prefect's handler is closed."""
     (tmp_path / "test_last_words.py").write_text(LAST_WORDS)
     output = run_pytest("-p", "tests.conftest", "--rootdir", str(tmp_path), str(tmp_path))
     assert "1 passed" in output
