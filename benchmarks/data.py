@@ -7,6 +7,7 @@ that gets it on each host; a task on each host that returns one, and `ray.get`. 
 from __future__ import annotations
 
 import json as json_format
+import math
 import statistics
 import sys
 import threading
@@ -80,19 +81,24 @@ def give_in_gang(count: int) -> np.ndarray[Any, Any]:
 
 
 @app.default
-def data(*, gigabytes: float = 1.0, repeats: int = 5, json: Path | None = None) -> None:
+def data(
+    *, gigabytes: float = 1.0, repeats: int = 5, settle_seconds: float = SETTLE_SECONDS, json: Path | None = None
+) -> None:
     """Measure and print the table.
 
     Args:
         gigabytes: size of the array, in 1e9 bytes; it goes to two hosts, or comes from each of two.
         repeats: timed runs of each case with each system, by turns, after one that does not count.
+        settle_seconds: after each run, for memory to be given back.
         json: file for the results.
     """
     count = int(gigabytes * 1e9 / 8)
+    if count < 1 or repeats < 1 or not 0 <= settle_seconds < math.inf:
+        sys.exit("--gigabytes must be more than 0, --repeats at least 1, --settle-seconds 0 or more")
     fleet = LocalFleet(slices=1, object_store_bytes_per_host=max(10**8, int(count * 8 * STORE_BYTES_PER_ARRAY_BYTE)))
     rows = {key: Row(*key) for key in ((c, s) for c in ("arguments", "results") for s in ("prefect_tpu", "ray"))}
     with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS), fleet:
-        _measure(fleet, rows, count, repeats)
+        _measure(fleet, rows, count, repeats, settle_seconds)
     _print(list(rows.values()), count * 8)
     if json is not None:
         json.write_text(
@@ -100,7 +106,9 @@ def data(*, gigabytes: float = 1.0, repeats: int = 5, json: Path | None = None) 
         )
 
 
-def _measure(fleet: LocalFleet, rows: dict[tuple[str, str], Row], count: int, repeats: int) -> None:
+def _measure(
+    fleet: LocalFleet, rows: dict[tuple[str, str], Row], count: int, repeats: int, settle_seconds: float
+) -> None:
     runner: TpuMultisliceRunner[Any] = TpuMultisliceRunner(pool=fleet, jax_distributed=False)
     # Prefect hashes every argument for its cache key unless it is told not to cache.
     gang_take = prefect_tpu.task(task_runner=runner, cache_policy=NO_CACHE)(take_in_gang)
@@ -137,7 +145,7 @@ def _measure(fleet: LocalFleet, rows: dict[tuple[str, str], Row], count: int, re
                     result = call()
                     seconds = time.perf_counter() - begin
                 del result
-                time.sleep(SETTLE_SECONDS)
+                time.sleep(settle_seconds)
                 print(f"{' '.join(key)} {number}: {seconds:.2f} s", file=sys.stderr, flush=True)
                 rows[key].peaks.append(peak)
                 if number:

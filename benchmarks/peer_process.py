@@ -26,6 +26,9 @@ ORPHAN_GRACE_SECONDS = 20.0
 LOOK_SECONDS = 0.2
 TAIL_LINES = 12
 SHORT_DIRECTORY = "/tmp"  # noqa: S108 - names of Ray's sockets end at 107 characters; mkdtemp makes it private
+SETTLE_SECONDS = 10.0
+"""What Ray starts on each host beside the raylet has started by then."""
+SETTLE_VARIABLE = "BENCHMARK_SETTLE_SECONDS"
 SCRIPTS = Path(__file__).parent / "peers"
 
 

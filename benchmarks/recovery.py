@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json as json_format
+import math
+import os
 import platform
 import signal
 import sys
@@ -19,7 +21,7 @@ from cyclopts import App, Parameter
 from eformer_setup import ENVIRONMENT, accelerator_files, find_python
 from launch import PACKAGES, SIGTERM_EXIT_CODE, Findings, as_results, choose, describe_machine, tell
 from launch_report import Row, plot, print_tables
-from peer_process import Peer, PeerError, run
+from peer_process import SETTLE_SECONDS, SETTLE_VARIABLE, Peer, PeerError, run
 from rich.console import Console
 
 from prefect_tpu.linux import processes
@@ -43,6 +45,7 @@ def recovery(
     repeats: int = 3,
     systems: str = ",".join(CASES_OF),
     cases: str = ",".join(ALL_CASES),
+    settle_seconds: float = SETTLE_SECONDS,
     json: Path | None = None,
     plot_path: Annotated[Path | None, Parameter(name="--plot")] = None,
     eformer_python: Path | None = None,
@@ -53,6 +56,7 @@ def recovery(
         repeats: losses of each case for each system.
         systems: which, with commas between them.
         cases: which, with commas between them.
+        settle_seconds: from a cluster that is up, or mended, to the first call.
         json: file for the results.
         plot_path: file for the plot; by default recovery.png beside the JSON file, else in the current directory.
         eformer_python: a Python that has eFormer; by default one is installed into the user's cache directory.
@@ -60,6 +64,9 @@ def recovery(
     chosen, wanted = choose("systems", systems, CASES_OF), choose("cases", cases, ALL_CASES)
     if repeats < 1:
         sys.exit("--repeats must be at least 1")
+    if not 0 <= settle_seconds < math.inf:
+        sys.exit("--settle-seconds must be a number of seconds, 0 or more")
+    os.environ[SETTLE_VARIABLE] = str(settle_seconds)
     if importlib.util.find_spec("matplotlib") is None:
         sys.exit("the plot needs matplotlib: pip install -e '.[benchmarks]'")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGTERM_EXIT_CODE))

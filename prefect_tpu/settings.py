@@ -6,6 +6,7 @@ import functools
 import json
 import os
 
+from prefect.settings import get_current_settings
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field, ValidationError
 
@@ -100,3 +101,22 @@ def _not_json(error: ValueError) -> str:
             like = json.dumps(field.default)
             return f"{_as_set(variable)}: must be JSON, such as its default, {like}: {error.__cause__}"
     return f"settings of prefect_tpu: {error}; {error.__cause__}"
+
+
+TELEMETRY = "PREFECT_SERVER_ANALYTICS_ENABLED"
+"""Prefect's own variable: whether a server sends telemetry."""
+
+
+def embedded_server_without_telemetry() -> None:
+    """The server that Prefect starts by itself, for a program that is given none, sends no telemetry.
+
+    On an empty database its telemetry writes while the server's other services do. SQLite refuses one of them at once,
+    whatever the timeouts are: an error of 90 lines before a user's first run. Without a network it is another error.
+    Who has an API, or has said what they want, keeps it.
+    """
+    settings = get_current_settings()
+    if settings.api.url is None and "analytics_enabled" not in settings.server.model_fields_set:
+        os.environ[TELEMETRY] = "false"
+
+
+embedded_server_without_telemetry()  # before the first flow: Prefect starts that server then

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -14,6 +16,33 @@ from prefect_tpu import LocalFleet, TpuMultisliceRunner
 
 # Prefect warns when a task outside a flow logs to the API; here a warning is an error.
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
+
+
+IGNORED_IN_THE_BACKGROUND = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+
+
+def pytest_configure() -> None:
+    """Signals do what they do in a terminal: nohup and a shell's background ignore some, and processes inherit that."""
+    for number in IGNORED_IN_THE_BACKGROUND:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_unconfigure() -> None:
+    """What ends with the process may still log, but pytest has closed the stream that Prefect's handler writes to."""
+    logging.raiseExceptions = False
+
+
+NOT_FAST = {"fleet", "prefect_server"}
+"""Fixtures that start a Ray cluster or a Prefect server."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The fast half: `-m fast`. What starts a cluster or a server of its own says `slow`, or stands in e2e."""
+    for item in items:
+        starts = NOT_FAST & set(getattr(item, "fixturenames", ()))
+        if not starts and not item.get_closest_marker("slow") and not item.get_closest_marker("e2e"):
+            item.add_marker("fast")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,12 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from messages import Messages
+from messages import SETTLE_SECONDS, Messages
 
 from prefect_tpu import LocalFleet
 
-SETTLE_SECONDS = 10.0
-"""From the cluster being up to the first call: what Ray starts on each host beside the raylet has then started."""
 PAUSE_SECONDS = 2.0
 """Between two calls, so that no call pays for what the one before it has left to clean up."""
 

@@ -7,7 +7,6 @@ from typing import Any
 from eformer.executor.ray import TpuAcceleratorConfig
 from ray.cluster_utils import Cluster
 
-SETTLE_SECONDS = 10.0
 PAUSE_SECONDS = 2.0
 GANG_SLICES, HOSTS_PER_SLICE, CHIPS = 2, 2, 4
 CPUS_PER_HOST = 8

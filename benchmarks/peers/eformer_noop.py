@@ -15,8 +15,8 @@ import time
 import ray
 from collective import durations, first_marks, leave_note, read_notes
 from eformer.executor.ray import JobSucceeded, RayExecutor
-from eformer_cluster import GANG_SLICES, PAUSE_SECONDS, SETTLE_SECONDS, configuration, start_hosts
-from messages import Messages
+from eformer_cluster import GANG_SLICES, PAUSE_SECONDS, configuration, start_hosts
+from messages import SETTLE_SECONDS, Messages
 
 
 @ray.remote

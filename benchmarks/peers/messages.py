@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import Any
+
+SETTLE_SECONDS = float(os.environ["BENCHMARK_SETTLE_SECONDS"])
+"""From a cluster being up, or mended, to the first call: the benchmark's --settle-seconds."""
 
 
 class Messages:
     """The way to the benchmark. From its making on, everything that is printed goes to stderr instead."""
 
     def __init__(self) -> None:
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # else ignored, where a shell runs it in the background
         self._lines = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # what Ray and Prefect print must not get between the lines
 

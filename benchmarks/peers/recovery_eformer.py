@@ -14,9 +14,9 @@ from typing import Any
 
 import ray
 from eformer.executor.ray import RayExecutor
-from eformer_cluster import HOSTS_PER_SLICE, SETTLE_SECONDS, configuration, start_hosts
+from eformer_cluster import HOSTS_PER_SLICE, configuration, start_hosts
 from losses import Loss
-from messages import Messages
+from messages import SETTLE_SECONDS, Messages
 
 SLICES = 3
 MAX_PREEMPTIONS, MAX_FAILURES = 5, 3

@@ -10,7 +10,7 @@ from typing import Any
 
 from collective import add_up
 from losses import Loss, enter, fail, first_attempt, victim
-from messages import Messages
+from messages import SETTLE_SECONDS, Messages
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
@@ -18,8 +18,6 @@ import prefect_tpu
 from prefect_tpu import LocalFleet, TpuMultisliceRunner, runtime
 
 SERVER_START_SECONDS = 90
-SETTLE_SECONDS = 10.0
-"""After the start of the fleet, and after a host was brought back."""
 FLEET = LocalFleet(slices=3, accelerator_type="v4", topology="2x2x2")
 VERDICT_WORDS = "attempt 1 INFRASTRUCTURE"
 """In the line that tells the verdict of the lost attempt."""

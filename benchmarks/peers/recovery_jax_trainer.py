@@ -10,7 +10,7 @@ from typing import Any
 import ray.train
 from collective import HOSTS, add_up
 from losses import Loss, enter, fail, first_attempt, victim
-from messages import Messages
+from messages import SETTLE_SECONDS, Messages
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxTrainer
 
@@ -18,7 +18,6 @@ from prefect_tpu import LocalFleet
 
 CHIPS = 4
 MAX_FAILURES = 3
-SETTLE_SECONDS = 10.0
 FLEET = LocalFleet(slices=3, accelerator_type="v4", topology="2x2x2")
 FAILING_PROCESS = 1
 

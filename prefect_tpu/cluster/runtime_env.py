@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,28 @@ def upload(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(f"runtime_env: it cannot be brought to the cluster: {says}") from None
     ready.pop("excludes", None)
     return dict(ready)
+
+
+BY_UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+"""Ray's own variable: whether workers of a driver that some `uv run` has started are started by uv, too."""
+
+
+@contextlib.contextmanager
+def whatever_started_us() -> Iterator[None]:
+    """While it is open, Ray connects as it does for `python flow.py`, also if the driver is below a `uv run`.
+
+    Ray would have every host unpack the current directory and start its workers by `uv run`, with what uv finds there.
+    A gang brings its code itself, and hosts have their packages. Who sets the variable to 1 has asked for Ray's way.
+    """
+    import ray  # noqa: F401 - before parts of it: see tests/test_house.py
+    from ray._private import ray_constants
+
+    before = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before and BY_UV in os.environ
+    try:
+        yield
+    finally:
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before
 
 
 def key_of(runtime_env: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from ray._private import auto_init_hook
 from ray._private.worker import WORKER_MODE, global_worker
 from ray.exceptions import RayError
 
-from prefect_tpu.cluster import addresses, auth
+from prefect_tpu.cluster import addresses, auth, runtime_env
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.linux import probe
 from prefect_tpu.linux.places import current_directory
@@ -191,9 +191,9 @@ def _init(target: str, namespace: str, access: auth.Access) -> None:
     ray_log = logging.getLogger("ray._private.worker")
     level = ray_log.level
     ray_log.setLevel(logging.ERROR)
-    is_loopback = probe.is_loopback(target.rpartition(":")[0])
+    stays = addresses.loopback_stays() if probe.is_loopback(target.rpartition(":")[0]) else contextlib.nullcontext()
     try:
-        with auth.while_ray_connects(access), addresses.loopback_stays() if is_loopback else contextlib.nullcontext():
+        with auth.while_ray_connects(access), runtime_env.whatever_started_us(), stays:
             ray.init(
                 address=target,
                 namespace=namespace,

@@ -21,7 +21,7 @@ from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.linux import processes
 from prefect_tpu.sidecars import fleet_marks
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

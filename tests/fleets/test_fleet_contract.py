@@ -22,6 +22,8 @@ from prefect_tpu.fleets.ray_fleet import RayFleet
 from tests.provision.conftest import access
 from tests.provision.queued_server import QueuedServer, queued_server
 
+pytestmark = pytest.mark.slow
+
 SHAPE = resolve_shape("v4", "2x2x1")
 ZONES = ("us-east5-b",)
 

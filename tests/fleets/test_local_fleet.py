@@ -29,7 +29,7 @@ from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.linux import processes
 from prefect_tpu.sidecars.simulated_identity import simulated_host_environment
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 GONE_SECONDS = 10.0
 SEEN_SECONDS = 15.0
