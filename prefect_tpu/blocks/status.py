@@ -61,11 +61,8 @@ def check(status: Mapping[str, Any], fleet: Fleet, shape: SliceShape, sizes: Seq
 
 
 def _look_at(fleet: Fleet) -> FleetSummary | None:
-    from prefect_tpu.cluster import addresses, auth, inventory
-    from prefect_tpu.fleets.tokens import token_of
+    from prefect_tpu.cluster import addresses
+    from prefect_tpu.fleets import look
 
     address = addresses.resolve(fleet.address) if isinstance(fleet, RayFleet | QueuedResourceFleet) else fleet.address
-    if not address:
-        return None
-    with auth.at(address, token_of):
-        return inventory.summary_at(address)
+    return look.summary_of(address) if address else None

@@ -175,9 +175,8 @@ def _cluster(address: str | None) -> Iterator[Finding]:
     try:
         target = session.connect(address, token_of=token_of)
     except ConfigurationError as error:
-        yield Finding(
-            "Ray", False, str(error), "give the address of a cluster that runs, from a machine that is part of it"
-        )
+        hint = "give the address of a cluster that runs, from a machine that is part of it"
+        yield Finding("Ray", False, str(error), "" if auth.SET_IT in str(error) else hint)
         return
     try:
         yield Finding("Ray", True, f"{target}, version {_installed('ray')}")

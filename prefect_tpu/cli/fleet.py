@@ -68,12 +68,10 @@ def up(
 @fleet_app.command
 def status(*, name: Name = "default", json: Json = False) -> None:
     """Show every slice: its hosts, and whether a gang has it."""
-    from prefect_tpu.cluster import auth, inventory
-    from prefect_tpu.fleets import local_daemon
+    from prefect_tpu.fleets import local_daemon, look
 
     found = local_daemon.request(name, "status", progress(json))
-    with auth.at(found["address"], local_daemon.token_of):
-        seen = {one.name: one for one in inventory.summary_at(found["address"]).slices}
+    seen = {one.name: one for one in look.summary_of(found["address"]).slices}
     for one in found["slices"]:
         in_ray = seen.get(one["name"])
         one["state"] = _state_of(one["hosts"])

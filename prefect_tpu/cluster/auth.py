@@ -183,8 +183,9 @@ def _try(address: str, access: Access) -> None:
         GcsClient(address=address)
     except AuthenticationError as error:
         leave()
+        way_out = f"It is kept with the fleet: end that, and start another. Else: {SET_IT}" if access.token else SET_IT
         raise ConfigurationError(
-            f"Ray at {address} asks for a token, and does not take the one from {access.source}. {SET_IT}."
+            f"Ray at {address} asks for a token, and does not take the one from {access.source}. {way_out}."
         ) from error
     except (RayError, RuntimeError, OSError) as error:  # not about the token: said by who connects
         log.debug("Ray at %s: %s", address, error)
@@ -211,25 +212,44 @@ def leave_with_connection(access: Access) -> None:
     weakref.finalize(global_worker.node, leave, access).atexit = False
 
 
+class OtherTokenError(ConfigurationError):
+    """This process shows another cluster's token, or none: Ray has one for a process, and nobody else is shown it."""
+
+
 @contextlib.contextmanager
 def at(address: str, token_of: TokenOf | None = None) -> Iterator[None]:
     """Get into the cluster at "host:port" meanwhile, without a connection.
 
-    Ray has one token for a process, so that while it is connected every cluster is shown the connected one's.
-
     Raises:
+        OtherTokenError: a connection to another cluster is in use, which is got into in another way.
         ConfigurationError: as `access_to` and `enter`.
     """
-    if _state.access is not None or global_worker.connected:
+    if global_worker.connected and global_worker.gcs_client.address == address:
         yield
         return
     access = access_to(address, token_of)
+    in_use = _in_use()
+    if in_use is not None:
+        if in_use != access:
+            raise OtherTokenError(
+                f"Ray at {address} is not asked: this process uses another Ray cluster, whose token is not shown to it."
+            )
+        yield
+        return
     enter(address, access)
     try:
         yield
     finally:
         if not global_worker.connected:
             leave(access)
+
+
+def _in_use() -> Access | None:
+    access = _state.access
+    if access is None and global_worker.connected:  # by somebody else
+        asked = get_authentication_mode() == AuthenticationMode.TOKEN
+        return Access(asked, (token_source() or "") if asked else "")
+    return access
 
 
 def check_open(address: str) -> None:

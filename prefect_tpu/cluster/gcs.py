@@ -17,7 +17,9 @@ from ray._raylet import (  # type: ignore[attr-defined]
     get_authentication_mode,
 )
 from ray.core.generated import autoscaler_pb2
+from ray.exceptions import RayError
 
+from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.linux import probe
 
 DRAIN_REASON_PREEMPTION = 2
@@ -65,13 +67,19 @@ def node_table(probed: Callable[[Node], bool]) -> NodeTable:
 
 
 def node_table_at(address: str, probed: Callable[[Node], bool]) -> NodeTable:
-    """The same of the cluster at "host:port", without connecting this process to it."""
+    """The same of the cluster at "host:port", without connecting this process to it.
+
+    Raises:
+        ConfigurationError: it does not answer, or not to this process.
+    """
     state: Any = ray_state.GlobalState()
     state._initialize_global_state(
         GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
     )
     try:
         return _read(state, probed)
+    except RayError as error:
+        raise ConfigurationError(f"Ray at {address} does not tell its nodes: {error}") from error
     finally:
         state.disconnect()
 

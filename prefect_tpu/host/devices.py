@@ -166,7 +166,7 @@ def _holder(path: str, pid: int) -> Holder:
     attempt = next(
         (one.partition(b"=")[2] for one in environment_of(pid) if one.startswith(f"{ATTEMPT_MARK}=".encode())), b""
     )
-    return Holder(path, pid, _command(pid), _owner(pid), attempt.decode(errors="replace"))
+    return Holder(path, pid, _command(pid), _owner(pid), attempt.rpartition(b"/")[0].decode(errors="replace"))
 
 
 def _command(pid: int) -> str:

@@ -95,6 +95,11 @@ def descendants(table: Table, root: int) -> set[int]:
     return found
 
 
+def attempt_mark(attempt: str, zygote: int) -> str:
+    """What `ATTEMPT_MARK` is set to: hosts on one machine have the same attempt, and each its own zygote."""
+    return f"{attempt}/{zygote}"
+
+
 def marked(table: Table, name: str, value: str) -> set[int]:
     """Processes that were started with the variable `name` set to `value`."""
     entry = f"{name}={value}".encode()

@@ -91,7 +91,7 @@ def check_secrets(given: dict[str, SecretStr]) -> dict[str, SecretStr]:
 
 
 def _check_secret(name: str, value: str) -> None:
-    if value.startswith("secret/") and not REFERENCE.fullmatch(value):
+    if value.lower().lstrip().startswith("secret/") and not REFERENCE.fullmatch(value):
         raise ValueError(
             f"{variable(name)}: what begins with 'secret/' is the name of a Secret block, such as 'secret/hf-token', "
             "in lower case letters, digits and dashes"
@@ -105,7 +105,7 @@ def check_secret_value(name: str, value: str) -> None:
     """It can be the value of a variable; raises ValueError."""
     if not value:
         raise ValueError(f"{variable(name)} is empty")
-    _check_value(name, value)
+    _check_value(name, value, most_bytes=MAX_SECRETS_BYTES)
 
 
 def check_size(given: Mapping[str, SecretStr]) -> None:
@@ -120,23 +120,25 @@ def check_size(given: Mapping[str, SecretStr]) -> None:
 
 
 def _check_name(name: str) -> None:
-    if not name or "=" in name or "\0" in name or _bytes(name) is None:
-        raise ValueError(f"{variable(name)} is no name of a variable: at least one character, no '=', no NUL")
+    if not name or "=" in name or not name.isprintable() or _bytes(name) is None:
+        raise ValueError(
+            f"{variable(name)} is no name of a variable: at least one character, no '=', no control characters"
+        )
     if name == "PYTHONHOME":
         raise ValueError("'PYTHONHOME' cannot be set: host processes run the Python of the host's Ray")
     if name.startswith(_OWN):
         raise ValueError(f"{variable(name)} is prefect_tpu's own: a name must not begin with {_OWN!r}")
 
 
-def _check_value(name: str, value: str) -> None:
+def _check_value(name: str, value: str, *, most_bytes: int = MAX_VARIABLE_BYTES) -> None:
     encoded = _bytes(value)
     if "\0" in value or encoded is None:
         raise ValueError(f"the value of {variable(name)} cannot be a variable's: no NUL, and text that can be encoded")
     size = len(os.fsencode(name)) + len(encoded) + 2
-    if size > MAX_VARIABLE_BYTES:
+    if size > most_bytes:
         raise ValueError(
-            f"{variable(name)} has {size} bytes, and Linux takes {MAX_VARIABLE_BYTES} for a variable: bring what is "
-            "big in a file, or as an argument of the task"
+            f"{variable(name)} has {size} bytes, and {most_bytes} are allowed: bring what is big in a file, or as an "
+            "argument of the task"
         )
 
 

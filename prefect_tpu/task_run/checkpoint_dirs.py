@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
@@ -20,7 +20,7 @@ from prefect.futures import PrefectFuture
 from prefect.utilities.annotations import BaseAnnotation
 
 from prefect_tpu import prefect_api
-from prefect_tpu.core.checkpoints import Checkpoints, by_parameters, check_key, with_dashes
+from prefect_tpu.core.checkpoints import Checkpoints, by_parameters, check_key, origin_of, record_of, with_dashes
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.stable_hash import NotThereYetError, UnhashableError, stable_hash
 
@@ -34,6 +34,14 @@ CheckpointKey = str | Callable[["TaskRunContext", dict[str, Any]], str]
 
 LOOK_SECONDS = 0.1
 """How often it is looked whether a task run that is being ended has left its directory."""
+
+
+class NamedFunction(Protocol):
+    """A gang task, as far as this goes."""
+
+    name: str
+    body: Callable[..., Any]
+
 
 _LATER = (PrefectFuture, State, BaseAnnotation)
 _lock = threading.Lock()
@@ -79,23 +87,29 @@ class CheckpointDirectory:
     """Of one task run. Made where the task is called, so that equal calls are counted in their order."""
 
     def __init__(
-        self, task_name: str, parameters: Mapping[str, Any], key: CheckpointKey | None, cancel: Callable[[], None]
+        self,
+        task: NamedFunction,
+        parameters: Mapping[str, Any],
+        key: CheckpointKey | None,
+        cancel: Callable[[], None],
     ) -> None:
         """`key`: the task's own. `cancel`: ends the task run."""
-        self.task_name = task_name
+        self.task_name = task.name
+        self._function = origin_of(task.body)
         self.key = key
         self.cancel = cancel
         self._flow = FlowRunContext.get()
         if self._flow is not None and self._flow.flow_run is None:
             self._flow = None
         self.flows = _chain(self._flow)
-        self._number = _count(self._flow, with_dashes(task_name))
+        self._base = by_parameters(self.task_name, self._function, {})
+        self._number = _count(self._flow, self._base)
         self._path = "" if self._flow is None else "/".join(_path(self.flows))
         self._warnings: list[str] = []
         self._called = None if key is not None else _Call.of(parameters, resolved=False)
         self._name = "" if self._called is None else self._name_by(self._called)
         self.who = ""
-        self._directory = ""
+        self.directory = ""
 
     def place(
         self,
@@ -121,7 +135,6 @@ class CheckpointDirectory:
         run, flow_run = context.task_run, None if self._flow is None else self._flow.flow_run
         called = self._called = self._called or _Call.of(context.parameters, resolved=True) or _Call({})
         given = self.key if self.key is not None else key
-        by_count = called.unhashable or not called.hashes
         if given is not None:
             name = _ask(given, context, self.task_name)
         elif run.flow_run_id is None:
@@ -131,38 +144,42 @@ class CheckpointDirectory:
             name = f"{self._path}/{self._name or self._name_by(called)}"
             for one in self._warnings:
                 say.warning("%s", one)
-        self._directory = f"{root}/{name}"
+        self.directory = f"{root}/{name}"
         self.who = f"task run {run.name!r}" + ("" if flow_run is None else f" of flow run {flow_run.name!r}")
-        say.info("checkpoint_dir is %s; checkpoint_key=%r goes on from it in another flow run", self._directory, name)
-        old = given is None and flow_run is not None and not (by_count and self._path == str(flow_run.id))
+        say.info("checkpoint_dir is %s; checkpoint_key=%r goes on from it in another flow run", self.directory, name)
+        old = given is None and flow_run is not None
+        parts = [] if given is None else name.split("/")[:-1]
+        above = (f"{root}/{'/'.join([*parts[:at], record_of(part)])}" for at, part in enumerate(parts))
         return Checkpoints(
-            directory=self._directory,
+            directory=self.directory,
             key=name,
             task=self.task_name,
+            function=self._function,
             task_run=run.name,
             flow_run="" if flow_run is None else flow_run.name,
             flow_run_id="" if flow_run is None else str(flow_run.id),
             parameters=called.hashes,
             old=with_dashes(self.task_name) if old else "",
             old_parent=f"{root}/{flow_run.id}" if old and flow_run is not None else "",
+            above=tuple(above),
             look_timeout_seconds=look_timeout_seconds,
         )
 
     def _name_by(self, called: _Call) -> str:
         """Of the call among the calls of its flow run."""
-        by_count = f"{with_dashes(self.task_name)[:180]}-{self._number}"
+        by_count = f"{self._base}-{self._number}"
         if called.unhashable:
             text = (
                 f"checkpoint_dir of task {self.task_name!r} is named by the order of calls, as its parameter "
                 f"{called.unhashable} has no hash: a flow run that is retried has to call it in the same order. Say "
                 "what is trained by checkpoint_key= on the task"
             )
-            if _count(self._flow, f"warned {self.task_name}") == 0:
+            if _count(self._flow, f"warned {self._base}") == 0:
                 self._warnings.append(text)
             return by_count
         if not called.hashes:
             return by_count
-        name = by_parameters(self.task_name, {one: text or "" for one, text in called.hashes.items()})
+        name = by_parameters(self.task_name, self._function, {one: text or "" for one, text in called.hashes.items()})
         if self._flow is not None and self._flow.detached:
             self._warnings.append(
                 f"task {self.task_name!r} is called in another process than its flow: equal calls in other processes "
@@ -185,12 +202,14 @@ class CheckpointDirectory:
         deadline = time.monotonic() + wait_seconds
         while True:
             with _lock:
-                other = _used.setdefault(self._directory, self)
-            if other is self:
-                return
+                other = next((user for place, user in _used.items() if _overlap(place, self.directory)), self)
+                if other is self:
+                    _used[self.directory] = self
+                    return
             if not self._replaces(other) or stopped() or time.monotonic() >= deadline:
                 raise ConfigurationError(
-                    f"{self.who} and {other.who} would use checkpoint_dir {self._directory} at the same time; give "
+                    f"{self.who} and {other.who} would use checkpoint_dir {self.directory} at the same time"
+                    f"{'' if other.directory == self.directory else ', one inside of the other'}; give "
                     "each a checkpoint_key= of its own, or let one wait for the other (wait_for=)"
                 )
             other.cancel()
@@ -204,8 +223,13 @@ class CheckpointDirectory:
     def leave(self) -> None:
         """The task run is over."""
         with _lock:
-            if _used.get(self._directory) is self:
-                del _used[self._directory]
+            if _used.get(self.directory) is self:
+                del _used[self.directory]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two directories are the same, or one is inside of the other."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def _ask(key: CheckpointKey, context: TaskRunContext, task_name: str) -> str:
@@ -242,9 +266,10 @@ def _path(flows: list[FlowRunContext]) -> list[str]:
         if place not in keys:
             name = child.flow.name if child.flow is not None else "flow"
             called = _Call.of(child.parameters or {}, resolved=True) or _Call({})
-            base = with_dashes(name)[:180]
-            if called.hashes and not called.unhashable:
-                base = by_parameters(name, {one: text or "" for one, text in called.hashes.items()})
+            hashes: dict[str, str] = {}
+            if not called.unhashable:
+                hashes = {one: text or "" for one, text in called.hashes.items()}
+            base = by_parameters(name, "" if child.flow is None else origin_of(child.flow.fn), hashes)
             keys.setdefault(place, f"{base}-{_count(parent, f'flow {base}')}")
         found.append(str(keys[place]))
     return found

@@ -34,7 +34,7 @@ def as_exception(report: AttemptReport, timeout_seconds: float | None) -> Except
         timeout_seconds: the task's.
     """
     verdict = report.verdict
-    text = f"{verdict.cause}. What to do: {verdict.resolution}."
+    text = f"{verdict.cause.removesuffix('.')}. What to do: {verdict.resolution}."
     error = _ERRORS[KINDS[verdict.kind].error]
     culprits = [one for one in report.evidence if one.process_id in verdict.culprits]
     if error is GangTimeoutError:

@@ -67,7 +67,7 @@ class GangTaskRun:
         self.timeout_seconds = task.timeout_seconds
         self.retries = Retries(task, lambda: self.resolved.limits, lambda: self.resolved.tuning)
         self.reports: list[AttemptReport] = []
-        self._checkpoints = CheckpointDirectory(task.name, parameters, checkpoint_key, self.cancel)
+        self._checkpoints = CheckpointDirectory(task, parameters, checkpoint_key, self.cancel)
         self._number = 0
         self._running = self._flow_had_ended = False
         self._cancelled = threading.Event()

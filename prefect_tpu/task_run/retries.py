@@ -25,6 +25,7 @@ class RetryFields(Protocol):
     """What a task run changes of its copy of the task, between the attempts."""
 
     name: str
+    body: Callable[..., Any]
     retries: int
     retry_delay_seconds: Any
     retry_jitter_factor: float | None

@@ -13,7 +13,7 @@ from ray._raylet import AuthenticationMode, get_authentication_mode
 
 from prefect_tpu import ConfigurationError, LocalFleet, RayFleet
 from prefect_tpu.cluster import addresses, auth, session
-from prefect_tpu.fleets import tokens
+from prefect_tpu.fleets import look, tokens
 from prefect_tpu.gang.agents import start_agent
 from prefect_tpu.linux import ports
 
@@ -82,6 +82,22 @@ def test_a_connection_that_ended_late_takes_nothing_from_the_next(fleet: LocalFl
         kept.clear()
         gc.collect()
         assert get_authentication_mode() == AuthenticationMode.TOKEN
+        assert works(fleet)
+
+
+def test_another_fleet_is_looked_at_and_not_shown_the_token_in_use(fleet: LocalFleet) -> None:
+    """A pool's status, while a gang of this process is elsewhere: the connection stays."""
+    with LocalFleet(slices=1, topology="2x2x1", cpus_per_host=4) as other:
+        fleet.connect()
+        generation = session.generation()
+        assert [one.name for one in look.summary_of(other.address).slices] == ["slice-0"]
+        assert session.address() == fleet.address
+        assert session.generation() == generation
+        with (
+            pytest.raises(auth.OtherTokenError, match="whose token is not shown to it"),
+            auth.at(other.address, tokens.token_of),
+        ):
+            pass
         assert works(fleet)
 
 

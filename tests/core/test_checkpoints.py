@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 import pytest
 
-from prefect_tpu.core.checkpoints import Checkpoints, by_parameters, check_key, with_dashes
+from prefect_tpu.core.checkpoints import Checkpoints, by_parameters, check_key, origin_of, with_dashes
 
 
 def checkpoints(**given: Any) -> Checkpoints:
     fields: dict[str, Any] = {
-        "directory": "/root/run/train-0", "key": "run/train-0", "task": "train", "task_run": "train-abc",
-        "flow_run": "red-fox", "flow_run_id": "run", "parameters": {"rate": "1"}, "old": "train",
-        "old_parent": "/root/run", "look_timeout_seconds": 5,
+        "directory": "/root/run/train-0", "key": "run/train-0", "task": "train", "function": "a.py:train",
+        "task_run": "train-abc", "flow_run": "red-fox", "flow_run_id": "run", "parameters": {"rate": "1"},
+        "old": "train",
+        "old_parent": "/root/run", "above": (), "look_timeout_seconds": 5,
     }  # fmt: skip
     return Checkpoints(**(fields | given))
 
@@ -45,12 +47,13 @@ def test_a_key_is_a_string(key: Any) -> None:
 @pytest.mark.parametrize("name", ["train", "train it", "訓練", "x" * 500, "../etc", "a/b", ".", "~"])
 def test_what_names_itself_can_be_a_key(name: str) -> None:
     """An automatic name is a valid key: another flow run can go on from it. Other names have other directories."""
-    made = by_parameters(name, {"rate": "1"})
+    made = by_parameters(name, "a.py:train", {"rate": "1"})
     assert check_key(f"0198f/{made}-0")
     assert check_key(f"0198f/{with_dashes(name)[:180]}-0")
-    assert made != by_parameters(name + "!", {"rate": "1"})
-    assert made != by_parameters(name, {"rate": "2"})
-    assert made != by_parameters(name, {"rate": "1", "seed": "1"})
+    assert made != by_parameters(name + "!", "a.py:train", {"rate": "1"})
+    assert made != by_parameters(name, "b.py:train", {"rate": "1"})
+    assert made != by_parameters(name, "a.py:train", {"rate": "2"})
+    assert made != by_parameters(name, "a.py:train", {"rate": "1", "seed": "1"})
 
 
 def test_a_record_of_the_same_parameters_says_nothing() -> None:
@@ -62,17 +65,78 @@ def test_a_record_of_the_same_parameters_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ({"rate": "1", "seed": "1"}, {"rate": "2", "seed": "1"}, ": rate differs."),
-        ({"rate": "1", "seed": "1"}, {"rate": "2", "seed": "2"}, ": rate, seed differ."),
-        ({"rate": "1"}, {"rate": "1", "seed": "1"}, ": seed differs."),
-        ({"rate": "1", "seed": None}, {"rate": "1"}, ": seed differs."),
+        ({"rate": "1", "seed": "1"}, {"rate": "2", "seed": "1"}, ": rate differs (task"),
+        ({"rate": "1", "seed": "1"}, {"rate": "2", "seed": "2"}, ": rate, seed differ (task"),
+        ({"rate": "1"}, {"rate": "1", "seed": "1"}, ": seed differs (task"),
+        ({"rate": "1", "seed": None}, {"rate": "1"}, ": seed differs (task"),
     ],
 )
 def test_a_record_of_other_parameters(before: dict[str, str | None], now: dict[str, str | None], said: str) -> None:
     """Which, whose, and where."""
     text = checkpoints(parameters=now).say_others(checkpoints(parameters=before, flow_run="blue-hen").as_json())
-    assert "/root/run/train-0 has been used with other parameters (task 'train', flow run 'blue-hen')" in text
+    assert "/root/run/train-0 has been used by others: " in text
+    assert "(task 'train', flow run 'blue-hen')" in text
     assert said in text
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ({"task": "other"}, ": task differs (task 'other', flow run 'red-fox')."),
+        ({"function": "b.py:train"}, ": the function differs (task 'train', flow run 'red-fox')."),
+        ({"task": "other", "function": "b.py:train"}, ": task differs (task 'other', flow run 'red-fox')."),
+    ],
+)
+def test_a_record_of_another_task(before: dict[str, str], said: str) -> None:
+    """With equal parameters, too."""
+    assert said in checkpoints().say_others(checkpoints(**before).as_json())
+
+
+def test_others_are_not_forgotten() -> None:
+    """What they made may still be there: whoever comes next is told again; eight of them at most."""
+    first = checkpoints().as_json()
+    second = checkpoints(parameters={"rate": "2"}).as_json(first)
+    third = checkpoints(parameters={"rate": "2"}, flow_run="blue-hen").as_json(second)
+    assert checkpoints(parameters={"rate": "2"}).say_others(third).count("rate differs") == 1
+    assert "rate differs (task 'train', flow run 'red-fox')" in checkpoints(parameters={"rate": "2"}).say_others(third)
+    assert checkpoints(parameters={"rate": "2"}).as_json() == second.replace(
+        second[second.index(',\n "before"') :], "\n}"
+    )
+    many = ""
+    for number in range(20):
+        many = checkpoints(parameters={"rate": str(number)}).as_json(many)
+    assert len(json.loads(many)["before"]) == 8
+
+
+def test_keys_inside_of_each_other() -> None:
+    """Who looks for the latest step would take the key "one/7" for step 7 of "one"."""
+    names = ["3", ".7.prefect-tpu.json", "7", ".other"]
+    assert "directories of other keys are in it: 7. Who" in checkpoints().say_nested(names, [])
+    said = checkpoints().say_nested([], ["/root/.run.prefect-tpu.json"])
+    assert "it is in the directory of another key (record .run.prefect-tpu.json)" in said
+    assert checkpoints().say_nested(["3"], []) == ""
+
+
+class _Model:
+    def fit(self) -> None: ...
+
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "origin"),
+    [
+        (checkpoints, "test_checkpoints.py:checkpoints"),
+        (functools.partial(checkpoints, a=1), "test_checkpoints.py:checkpoints"),
+        (functools.wraps(checkpoints)(lambda: None), "test_checkpoints.py:checkpoints"),
+        (_Model().fit, "test_checkpoints.py:_Model.fit"),
+        (_Model(), ":_Model"),
+        (len, ":len"),
+    ],
+)
+def test_which_function_it_is(function: Any, origin: str) -> None:
+    """By file and name, without the folder: another process may have it elsewhere."""
+    assert origin_of(function) == origin
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"parameters": 3}', '{"parameters": {}}', "\0"])
@@ -82,9 +146,11 @@ def test_a_record_that_is_none(text: str) -> None:
 
 
 def test_a_record_has_names_and_hashes_and_no_values() -> None:
-    """And no path."""
-    assert set(json.loads(checkpoints().as_json())) == {
-        "key", "task", "task_run", "flow_run", "flow_run_id", "parameters"
+    """And no path. The hashes are those of the call: tests/task_run/test_checkpoints.py."""
+    written = json.loads(checkpoints(parameters={"rate": "abc", "seed": None}).as_json())
+    assert written == {
+        "key": "run/train-0", "task": "train", "function": "a.py:train", "task_run": "train-abc", "flow_run": "red-fox",
+        "flow_run_id": "run", "parameters": {"rate": "abc", "seed": None},
     }  # fmt: skip
 
 

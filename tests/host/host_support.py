@@ -36,6 +36,7 @@ DEADLINE_SECONDS = 60.0
 
 
 def make_request(**changes: Any) -> LaunchRequest:
+    attempt_id = changes.pop("attempt_id", uuid4().hex)
     context = {
         "slice_index": 0,
         "num_slices": 1,
@@ -48,7 +49,7 @@ def make_request(**changes: Any) -> LaunchRequest:
         "slice_name": "slice-a",
     } | changes.pop("context", {})
     fields = {"gang_env": {}, "user_env": CPU_JAX, "preload": PRELOAD, "jax": None} | changes
-    return LaunchRequest(attempt_id=uuid4().hex, context=GangContext(**context), **fields)
+    return LaunchRequest(attempt_id=attempt_id, context=GangContext(**context), **fields)
 
 
 class Run:

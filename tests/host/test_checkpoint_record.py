@@ -16,7 +16,8 @@ from prefect_tpu.host.process.checkpoint_record import Look, files_of
 
 def checkpoints(root: Path | str, name: str = "run/train-abc-0", **given: Any) -> Checkpoints:
     fields: dict[str, Any] = {
-        "directory": f"{root}/{name}", "key": name, "task": "train", "task_run": "train-abc", "flow_run": "red-fox",
+        "directory": f"{root}/{name}", "key": name, "task": "train", "function": "a.py:train", "above": (),
+        "task_run": "train-abc", "flow_run": "red-fox",
         "flow_run_id": "run", "parameters": {"rate": "1"}, "old": "train", "old_parent": f"{root}/run",
         "look_timeout_seconds": 20.0,
     }  # fmt: skip
@@ -43,26 +44,48 @@ def test_it_is_written_down_beside_the_directory(root: str, caplog: pytest.LogCa
     assert files.names(f"{root}/run") == [".train-abc-0.prefect-tpu.json"]
     written = json.loads(files.read(f"{root}/run/.train-abc-0.prefect-tpu.json"))
     assert written == {
-        "key": "run/train-abc-0", "task": "train", "task_run": "train-abc", "flow_run": "red-fox", "flow_run_id": "run",
-        "parameters": {"rate": "1"},
+        "key": "run/train-abc-0", "task": "train", "function": "a.py:train", "task_run": "train-abc",
+        "flow_run": "red-fox", "flow_run_id": "run", "parameters": {"rate": "1"},
     }  # fmt: skip
     assert caplog.text == ""
 
 
 def test_checkpoints_of_other_parameters_are_a_warning(root: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Once there are some; and not again for what goes on from there."""
+    """Once there are some; and again for what goes on from there, as long as something is there."""
     looked(checkpoints(root))
     looked(checkpoints(root, parameters={"rate": "2"}, flow_run="blue-hen"))
     assert caplog.text == ""
     files_of(root).write(f"{root}/run/train-abc-0/7/params", "x")
     looked(checkpoints(root, parameters={"rate": "3"}))
-    assert (
-        f"{root}/run/train-abc-0 has been used with other parameters (task 'train', flow run 'blue-hen')" in caplog.text
-    )
-    assert ": rate differs." in caplog.text
+    others = f"{root}/run/train-abc-0 has been used by others: rate differs (task 'train', flow run 'blue-hen')."
+    assert others in caplog.text
     caplog.clear()
-    looked(checkpoints(root, parameters={"rate": "3"}))
+    looked(checkpoints(root, parameters={"rate": "3"}, flow_run="red-fox"))
+    assert others in caplog.text
+    caplog.clear()
+    Look(checkpoints(root, parameters={"rate": "3"}), attempt=2).finish()  # the first attempt has said it
     assert caplog.text == ""
+
+
+def test_what_nobody_has_written_down_is_told(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Checkpoints from elsewhere: they may be meant, and may not."""
+    files_of(root).write(f"{root}/run/train-abc-0/7/params", "x")
+    looked(checkpoints(root))
+    assert f"{root}/run/train-abc-0 has something in it, and no record says whose it is" in caplog.text
+    caplog.clear()
+    looked(checkpoints(root))
+    assert caplog.text == ""
+
+
+def test_keys_inside_of_each_other_are_told(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whichever comes first."""
+    looked(checkpoints(root, "one/7", old=""))
+    files_of(root).write(f"{root}/one/7/params", "x")
+    looked(checkpoints(root, "one", old="", old_parent=""))
+    assert f"checkpoint_dir {root}/one: directories of other keys are in it: 7." in caplog.text
+    caplog.clear()
+    looked(checkpoints(root, "one/8", old="", above=(f"{root}/.one.prefect-tpu.json",)))
+    assert "it is in the directory of another key (record .one.prefect-tpu.json)" in caplog.text
 
 
 def test_checkpoints_of_the_release_before_are_not_passed_by(root: str) -> None:

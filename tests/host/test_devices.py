@@ -19,7 +19,7 @@ from prefect_tpu.core.errors import DeviceBusyError, HostProcessError
 from prefect_tpu.core.messages import DeviceCheck, Exited, LogRecord, Phase
 from prefect_tpu.host import devices
 from prefect_tpu.host.supervisor import HostSupervisor
-from prefect_tpu.linux.processes import ATTEMPT_MARK
+from prefect_tpu.linux.processes import ATTEMPT_MARK, attempt_mark
 from prefect_tpu.wire import pickling
 from tests.host.host_support import CPU_JAX, Run, alive, make_request, supervisor, wait_gone
 
@@ -187,7 +187,7 @@ def test_a_stop_ends_the_wait(host: HostSupervisor, check: DeviceCheck, tmp_path
 
 
 def test_what_an_earlier_attempt_left_is_called_so(check: DeviceCheck, tmp_path: Path) -> None:
-    with holding(str(tmp_path / "accel0"), env={ATTEMPT_MARK: "run-1"}) as holder:
+    with holding(str(tmp_path / "accel0"), env={ATTEMPT_MARK: attempt_mark("run-1", 4711)}) as holder:
         (found,) = devices.holders(check)
     assert (found.pid, found.attempt) == (holder.pid, "run-1")
     assert "left of attempt run-1" in found.describe()

@@ -15,6 +15,7 @@ from prefect_tpu.host import supervisor as host_module
 from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux.ports import free_ports
 from tests.host.host_support import Run, alive, jax_init, supervisor
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -287,6 +288,40 @@ def test_processes_that_are_left_are_told(host: HostSupervisor) -> None:
     (text,) = [one.message for one in records]
     assert f"sleep ({pid})" in text
     assert "600" not in text.replace(str(pid), "")
+
+
+def test_processes_of_another_host_on_this_machine_are_left_alone(host: HostSupervisor, tmp_path: Path) -> None:
+    """Simulated hosts share it, and the gang's attempt: what the one leaves is not the other's."""
+
+    def waits(folder: str) -> bool:
+        import pathlib
+        import subprocess
+        import time
+
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        pathlib.Path(folder, "runs").touch()
+        while not pathlib.Path(folder, "go").exists():
+            time.sleep(0.05)
+        alive = child.poll() is None
+        child.kill()
+        child.wait()
+        return alive
+
+    def leaves() -> int:
+        import subprocess
+
+        return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+
+    with supervisor() as other:
+        slow = Run(other, waits, str(tmp_path))
+        eventually((tmp_path / "runs").exists, "the other host's function runs")
+        quick = Run(host, leaves, attempt_id=slow.id)
+        pid = quick.value()
+        (text,) = warnings(quick)
+        assert text.endswith(f"were ended: sleep ({pid})")
+        (tmp_path / "go").touch()
+        assert slow.value()
+        assert warnings(slow) == []
 
 
 def test_processes_that_end_by_themselves_are_not_told(host: HostSupervisor) -> None:

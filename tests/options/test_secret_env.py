@@ -71,6 +71,8 @@ QUEUED = {"project": "my-project", "zones": ["us-east5-b"]}
             {"secret_env": {"HF_TOKEN": HUSH}},
             {"secret_env": {"HF_TOKEN": HUSH, "N": 3}},
             {"secret_env": {"HF_TOKEN": f"secret/{HUSH}!"}},
+            {"secret_env": {"HF_TOKEN": f"Secret/{HUSH}"}},
+            {"secret_env": {"HF_TOKEN\n": HUSH}},
             {"env": {"HF_TOKEN": "1"}, "secret_env": {"HF_TOKEN": HUSH}},
             {"runtime_env": {"env_vars": {"A": HUSH}, "pip": [f"--index-url {URL}"]}},
             {"runtime_env": {"pip": f"--index-url {URL}"}},
@@ -93,6 +95,21 @@ QUEUED = {"project": "my-project", "zones": ["us-east5-b"]}
 def test_neither_shown_nor_in_an_error(what: Any, options: dict[str, Any]) -> None:
     """The representation and the whole traceback name variables, never values; URLs have no password."""
     assert HUSH not in made(what, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("A", "Secret/hf-token", "what begins with 'secret/' is the name of a Secret block"),
+        ("A", " secret/hf-token", "what begins with 'secret/' is the name of a Secret block"),
+        ("A\n", "x", "no control characters"),
+        ("A", "x" * 100_000, "has 100003 bytes, and 65536 are allowed"),
+    ],
+)
+def test_what_is_nearly_right_is_not_taken(name: str, value: str, says: str) -> None:
+    """It would reach the function as the secret."""
+    with pytest.raises(ConfigurationError, match=says):
+        TpuMultisliceRunner(secret_env={name: value})
 
 
 def test_names_are_shown() -> None:

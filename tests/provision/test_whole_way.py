@@ -254,7 +254,7 @@ def test_how_a_process_ends(how: str, machines: LocalFleet, server: QueuedServer
     server.boot(works=False)
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS, machines.address, server.endpoint, how, json.dumps(access())],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | machines.access(),
     )  # fmt: skip
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")

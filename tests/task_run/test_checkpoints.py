@@ -163,6 +163,39 @@ def test_a_subflow_of_a_retried_flow(runner: Runner) -> None:
     assert len(runs) == 8
 
 
+def test_two_functions_of_one_name(runner: Runner) -> None:
+    """Retried in another order, with and without parameters: each finds its own."""
+
+    @task(task_runner=runner, name="same")
+    def one(x: int) -> list[str]:
+        return who_was_here("one")
+
+    @task(task_runner=runner, name="same")
+    def two(x: int) -> list[str]:
+        return who_was_here("two")
+
+    @task(task_runner=runner, name="same")
+    def third() -> list[str]:
+        return who_was_here("third")
+
+    @task(task_runner=runner, name="same")
+    def fourth() -> list[str]:
+        return who_was_here("fourth")
+
+    runs: list[int] = []
+
+    @flow(retries=1)
+    def training() -> dict[str, list[str]]:
+        runs.append(1)
+        calls = {"one": lambda: one(1), "two": lambda: two(1), "third": third, "fourth": fourth}
+        found = {name: calls[name]() for name in (list(calls) if len(runs) == 1 else reversed(calls))}
+        if len(runs) == 1:
+            raise ValueError("once")
+        return found
+
+    assert training() == {name: [name, name] for name in ("one", "two", "third", "fourth")}
+
+
 def test_what_has_no_hash_is_counted_and_that_is_said(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
     """Once; `checkpoint_key=` is the way out, and then nothing is said."""
 
@@ -202,12 +235,11 @@ def test_another_flow_run_goes_on_by_key(runner: Runner, caplog: pytest.LogCaptu
 
     assert training("a", "shared/sweep-7") == ["a"]
     assert training("a", "shared/sweep-7") == ["a", "a"]
-    assert "other parameters" not in caplog.text
+    assert "used by others" not in caplog.text
     assert training("b", "shared/sweep-7") == ["a", "a", "b"]
-    (warning,) = [one for one in caplog.records if "other parameters" in one.getMessage()]
+    (warning,) = [one for one in caplog.records if "used by others" in one.getMessage()]
     assert warning.levelname == "WARNING"
-    assert "shared/sweep-7 has been used with other parameters (task 'train it', flow run" in warning.getMessage()
-    assert ": name differs." in warning.getMessage()
+    assert "shared/sweep-7 has been used by others: name differs (task 'train it', flow run" in warning.getMessage()
     caplog.clear()
     assert training("c") == ["c"]
     (said,) = re.findall(
@@ -280,11 +312,13 @@ def test_two_at_the_same_time_are_refused(runner: Runner, tmp_path: Path) -> Non
         eventually((tmp_path / "a").exists, "the first runs")
         with pytest.raises(ConfigurationError) as caught:
             held("b", str(tmp_path))
-        (tmp_path / "go on").touch()
         text = str(caught.value)
         assert text.startswith("task run 'run b' of flow run ")
         assert "and task run 'run a' of flow run " in text
         assert "one-for-all at the same time; give each a checkpoint_key= of its own" in text
+        with pytest.raises(ConfigurationError, match="one-for-all/7 at the same time, one inside of the other; give"):
+            held.with_options(checkpoint_key="one-for-all/7")("b", str(tmp_path))
+        (tmp_path / "go on").touch()
         return [first.result(), held("c", str(tmp_path))]
 
     assert training() == [["a"], ["a", "c"]]

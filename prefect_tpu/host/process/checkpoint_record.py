@@ -26,6 +26,9 @@ class Files(Protocol):
     def names(self, directory: str) -> list[str] | None:
         """What is in a directory; None if there is none."""
 
+    def has(self, path: str) -> bool:
+        """Whether there is such a file."""
+
     def read(self, path: str) -> str:
         """Of a file."""
 
@@ -41,7 +44,7 @@ class Look:
     """Looks, on a thread of its own: a file server may not answer."""
 
     def __init__(self, checkpoints: Checkpoints, *, attempt: int = 1) -> None:
-        """`attempt`: of the task run; what an installation lacks is said in the first."""
+        """`attempt`: of the task run; what is no error is said in the first."""
         self._checkpoints = checkpoints
         self._attempt = attempt
         self._error: ConfigurationError | None = None
@@ -77,7 +80,7 @@ class Look:
     def _work(self) -> None:
         directory = self._checkpoints.directory
         try:
-            warning = self._look(files_of(directory))
+            warnings = self._look(files_of(directory))
         except ConfigurationError as error:
             self._error = error
         except Exception as error:  # noqa: BLE001 - it is only for people's information
@@ -85,26 +88,30 @@ class Look:
             kind = "" if isinstance(error, NoLibraryError) else f"{type(error).__name__}: "
             log.log(level, "whose checkpoints are in %s is not known: %s%s", directory, kind, error)
         else:
-            if warning:
-                log.warning("%s", warning)
+            for one in warnings:
+                log.log(logging.WARNING if self._attempt == 1 else logging.DEBUG, "%s", one)
 
-    def _look(self, files: Files) -> str:
-        checkpoints, warning = self._checkpoints, ""
+    def _look(self, files: Files) -> list[str]:
+        checkpoints, said, written = self._checkpoints, list[str](), None
         record = f"{checkpoints.parent}/{checkpoints.record}"
         beside = files.names(checkpoints.parent) or []
         there = files.names(checkpoints.directory)
-        if checkpoints.record in beside:
-            if there:
-                warning = checkpoints.say_others(files.read(record))
-        elif there is None:
+        if there:
+            if checkpoints.record in beside:
+                written = files.read(record)
+                said.append(checkpoints.say_others(written))
+            else:
+                said.append(checkpoints.say_unknown())
+        elif there is None and checkpoints.record not in beside:
             same = checkpoints.old_parent == checkpoints.parent
             names = beside if same or not checkpoints.old else files.names(checkpoints.old_parent) or []
             old = checkpoints.old_directories(names)
             if old:
                 raise ConfigurationError(checkpoints.say_old(old))
-        files.write(record, checkpoints.as_json())
+        said.append(checkpoints.say_nested(there or [], [one for one in checkpoints.above if files.has(one)]))
+        files.write(record, checkpoints.as_json(written))
         self._wrote = True
-        return warning
+        return [one for one in said if one]
 
 
 def files_of(directory: str) -> Files:
@@ -141,6 +148,9 @@ class _Paths:
         place = self._make(directory)
         return [one.name for one in place.iterdir()] if place.exists() else None
 
+    def has(self, path: str) -> bool:
+        return bool(self._make(path).exists())
+
     def read(self, path: str) -> str:
         return str(self._make(path).read_text())
 
@@ -166,6 +176,9 @@ class _Fsspec:
             return None
         found = self._files.ls(directory, detail=False)
         return [str(one).rstrip("/").rpartition("/")[2] for one in found]
+
+    def has(self, path: str) -> bool:
+        return bool(self._files.exists(path))
 
     def read(self, path: str) -> str:
         return bytes(self._files.cat_file(path)).decode()

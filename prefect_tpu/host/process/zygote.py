@@ -121,7 +121,7 @@ class _Zygote:
         if pid == 0:
             processes.die_with_parent(parent)
             os.setsid()
-            os.environ[processes.ATTEMPT_MARK] = attempt
+            os.environ[processes.ATTEMPT_MARK] = processes.attempt_mark(attempt, parent)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return descriptors
@@ -185,11 +185,11 @@ class _Zygote:
 
     def _finder(self, pid: int) -> Callable[[processes.Table], set[int]]:
         """Finds an attempt's process and all that comes from it."""
-        attempt = self.attempts[pid]
+        mark = processes.attempt_mark(self.attempts[pid], os.getpid())
 
         def find(table: processes.Table) -> set[int]:
             found = processes.descendants(table, pid)
-            found |= processes.marked(table, processes.ATTEMPT_MARK, attempt)
+            found |= processes.marked(table, processes.ATTEMPT_MARK, mark)
             for one in table.values():
                 if one.parent == os.getpid() and one.pid not in self.attempts:
                     # An orphan that has left its session. Whose? If nobody else is here, this attempt's.
