@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey
+from prefect_tpu.task_run.functions import check_function
 from prefect_tpu.task_run.gang_task import GangTask, P, R, RunnerOrClass
 from prefect_tpu.task_run.runner import runner_for
 from prefect_tpu.task_runners import Flat, Nested, Process0, TpuMultisliceRunner
@@ -99,8 +100,8 @@ def task(
         process 0 (`returns="process0"`).
 
     Raises:
-        ConfigurationError: a generator function, a `task_runner` that is not a TpuMultisliceRunner, or a
-            `checkpoint_key` that cannot be.
+        ConfigurationError: a generator function, what is no plain function (a class, a task of Ray), a `task_runner`
+            that is not a TpuMultisliceRunner, or a `checkpoint_key` that cannot be.
     """
     if task_runner is None:
         _needs_runner(checkpoint_key)
@@ -169,8 +170,8 @@ def materialize(
 
     Raises:
         TypeError: no asset.
-        ConfigurationError: a generator function, a `task_runner` that is not a TpuMultisliceRunner, or a
-            `checkpoint_key` that cannot be.
+        ConfigurationError: a generator function, what is no plain function (a class, a task of Ray), a `task_runner`
+            that is not a TpuMultisliceRunner, or a `checkpoint_key` that cannot be.
     """
     plain = prefect_materialize(*assets, by=by, **options)
     if task_runner is None:
@@ -179,6 +180,7 @@ def materialize(
     runner = runner_for(task_runner)
 
     def decorate(fn: Callable[..., Any]) -> GangTask[..., Any]:
+        check_function(fn)
         return GangTask.adopt(plain(fn), runner, checkpoint_key)
 
     return decorate

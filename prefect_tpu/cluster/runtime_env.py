@@ -16,6 +16,9 @@ from prefect_tpu.linux.places import current_directory
 ALLOWED = ("pip", "uv", "conda", "py_modules", "working_dir", "excludes", "env_vars", "config")
 """Keys that fit processes which share their host with an agent; others start containers or replace Python."""
 
+ADDED_BY_RAY = ("_ray_commit", "_ray_release")
+"""Keys that ray.runtime_env.RuntimeEnv puts beside what the user said; they are left out."""
+
 
 def check(given: object, where: str = "runtime_env") -> dict[str, Any]:
     """What was given, if Ray takes it and a gang can use it. Reads no files and connects to nothing.
@@ -31,6 +34,7 @@ def check(given: object, where: str = "runtime_env") -> dict[str, Any]:
         raise ConfigurationError(
             f'{where}={shown(given, where)}: must be a mapping such as {{"pip": ["einops==0.8.1"]}}'
         )
+    given = {key: value for key, value in given.items() if key not in ADDED_BY_RAY}
     unknown = sorted(set(given) - set(ALLOWED))
     if unknown:
         raise ConfigurationError(f"{where} has the key {unknown[0]!r}; a gang's hosts take {', '.join(ALLOWED)}")

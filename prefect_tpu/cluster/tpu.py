@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 
 import ray  # noqa: F401 - before parts of it: see tests/test_house.py
@@ -20,6 +21,16 @@ def topologies() -> Mapping[str, Collection[str]]:
     return table
 
 
+@functools.cache
+def _pods() -> Mapping[str, tuple[str, Collection[str]]]:
+    """Accelerator type and topologies of every pod type, such as "v4-16"."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for name, valid in topologies().items():
+        for topology in valid:
+            found.setdefault(infer_tpu_pod_type_from_topology(topology, name) or "", (name, []))[1].append(topology)
+    return found
+
+
 def resolve_shape(accelerator_type: str, topology: str, chips_per_host: int | None = None) -> SliceShape:
     """What a slice of this type and topology is made of.
 
@@ -32,7 +43,7 @@ def resolve_shape(accelerator_type: str, topology: str, chips_per_host: int | No
         TopologyError: unknown type or topology (the message lists the valid ones), or it does not divide.
     """
     table = topologies()
-    name = normalise_accelerator(accelerator_type, table)
+    name = normalise_accelerator(accelerator_type, table, _pods())
     plain = normalise_topology(topology, name, table[name])
     chips = get_chips_per_host(plain, name) if chips_per_host is None else chips_per_host
     pod_type = infer_tpu_pod_type_from_topology(plain, name) or f"{name}-{plain}"

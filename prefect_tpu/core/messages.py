@@ -170,6 +170,7 @@ class Raised(CleanText):
         pickled: the exception by cloudpickle, None if it does not pickle.
         cause_types: names of the types of what it was raised from, by `__cause__` and `__context__`.
         left: the function left by `runtime.leave()` ("drain") or at a `runtime.resize_point()` ("resize"), saved.
+        advice: what a person can do, where it is known better than by the stage.
     """
 
     stage: Stage
@@ -179,6 +180,7 @@ class Raised(CleanText):
     pickled: bytes | None = None
     cause_types: tuple[str, ...] = ()
     left: Literal["", "drain", "resize"] = ""
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,27 +42,52 @@ class SliceShape:
         return f"{self.accelerator_type} {self.topology}"
 
 
-def normalise_accelerator(name: object, known: Iterable[str]) -> str:
+def normalise_accelerator(
+    name: object, table: Mapping[str, Collection[str]], pods: Mapping[str, tuple[str, Collection[str]]] | None = None
+) -> str:
     """The table's name for an accelerator type: "v5e" is "v5litepod", "TPU-V4" is "v4".
 
+    Args:
+        name: what was given.
+        table: topologies of every accelerator type that exists.
+        pods: accelerator type and topologies of every pod type: "v4-16" is v4 with "2x2x2". Only for the message.
+
     Raises:
-        TopologyError: there is no such type; the message lists those that there are.
+        TopologyError: there is no such type; the message lists those that there are, and says how a pod type is said.
     """
-    known = sorted(known, key=numeric_key)
+    known = sorted(table, key=numeric_key)
     if not isinstance(name, str):
         raise TopologyError(
             f"accelerator_type must be a string such as 'v6e', got {name!r} of type {type(name).__name__}. "
             f"Known types: {', '.join(known)}."
         )
     plain = name.strip().lower().removeprefix("tpu").removeprefix("-")
-    for candidate in (plain, f"v{plain}"):
-        candidate = ALIASES.get(candidate, candidate)
-        if candidate in known:
-            return candidate
+    found = _known_as(plain, known)
+    if found is not None:
+        return found
+    family, _, size = plain.rpartition("-")
+    found = _known_as(family, known)
+    if found is not None and size.isdecimal():
+        _, topologies = (pods or {}).get(f"{found}-{size}", ("", ()))
+        says = f"{name!r} is a pod type: accelerator_type={found!r}, "
+        if topologies:
+            raise TopologyError(f"{says}topology={' or '.join(repr(one) for one in _by_size(topologies))}.")
+        raise TopologyError(
+            f"{says}and there is no slice of this size. Its topologies: {', '.join(_by_size(table[found]))}."
+        )
     also = ", ".join(f"{alias} for {real}" for alias, real in ALIASES.items() if real in known)
     raise TopologyError(
         f"Unknown accelerator type {name!r}. Known types: {', '.join(known)}" + (f" (also {also})." if also else ".")
     )
+
+
+def _known_as(plain: str, known: Collection[str]) -> str | None:
+    candidates = (ALIASES.get(one, one) for one in (plain, f"v{plain}"))
+    return next((one for one in candidates if one in known), None)
+
+
+def _by_size(topologies: Iterable[str]) -> list[str]:
+    return sorted(topologies, key=lambda one: (chips_in(one), numeric_key(one)))
 
 
 def normalise_topology(topology: object, accelerator_type: str, valid: Collection[str]) -> str:
@@ -71,7 +96,7 @@ def normalise_topology(topology: object, accelerator_type: str, valid: Collectio
     Raises:
         TopologyError: this accelerator type has no such topology; the message lists those that it has.
     """
-    valid_text = ", ".join(sorted(valid, key=lambda one: (chips_in(one), numeric_key(one))))
+    valid_text = ", ".join(_by_size(valid))
     if not isinstance(topology, str):
         raise TopologyError(
             f"topology must be a string such as '2x2x2', got {topology!r} of type {type(topology).__name__}. "

@@ -100,7 +100,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             hosts,
             fatal,
             f"{fatal[0].label} failed at stage {raised.stage!r}: {raised.type_name}: {raised.message}",
-            STAGES[raised.stage].resolution,
+            raised.advice or STAGES[raised.stage].resolution,
         )
     lost = [one for one in hosts if one.lost is not None]
     if lost:
@@ -136,7 +136,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
                 hosts,
                 stopped,
                 f"{row.what.format(stopped[0].label)}: {raised.message}",
-                row.resolution,
+                raised.advice or row.resolution,
             )
     crashed = [one for one in hosts if one.crashed]
     roots = [one for one in crashed if one.signal != signal.SIGABRT] or crashed
@@ -155,7 +155,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             hosts,
             starting,
             f"{starting[0].label} could not start JAX: {raised.type_name}: {raised.message}",
-            STAGES[raised.stage].resolution,
+            raised.advice or STAGES[raised.stage].resolution,
         )
     silent = [one for one in hosts if not one.returned]
     return _verdict(

@@ -19,6 +19,7 @@ from prefect_tpu.core.text import clean
 from prefect_tpu.task_run.cache import with_gang_shape
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey, check_checkpoint_key
 from prefect_tpu.task_run.entry import wrap
+from prefect_tpu.task_run.functions import check_function
 from prefect_tpu.task_run.gang_task_run import GangTaskRun
 from prefect_tpu.task_run.runner import ConfiguredRunner, GangRunner, runner_for
 from prefect_tpu.task_run.threads import threads_for
@@ -54,6 +55,7 @@ class GangTask(Task[P, R]):
         checkpoint_key: CheckpointKey | None = None,
         **options: Unpack[TaskOptions],
     ) -> None:
+        check_function(fn)
         super().__init__(fn=fn, **options)
         self._become_gang(runner_for(task_runner), checkpoint_key)
 
@@ -62,6 +64,7 @@ class GangTask(Task[P, R]):
         cls, task: Task[P, Any], task_runner: ConfiguredRunner, checkpoint_key: CheckpointKey | None = None
     ) -> GangTask[P, Any]:
         """`task` as a gang: what `@flow(task_runner=TpuMultisliceRunner(...))` makes of every submitted task."""
+        check_function(task.fn)
         kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
         gang = cast("GangTask[P, Any]", kind.__new__(kind))
         prefect_api.copy_attributes(task, gang)

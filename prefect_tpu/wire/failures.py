@@ -11,6 +11,7 @@ from prefect_tpu.core.errors import RemoteTraceback
 from prefect_tpu.core.messages import Raised, Stage
 from prefect_tpu.core.text import MAX_TEXT_CHARS, clean, cut
 from prefect_tpu.wire import pickling
+from prefect_tpu.wire.unpicklable import CannotPickleError
 
 MAX_CAUSES = 20
 
@@ -36,11 +37,12 @@ def describe(
     return Raised(
         stage=stage,
         type_name=_type_name(error),
-        message=cut(_text_of(error)),
+        message=cut(error.what if isinstance(error, CannotPickleError) else _text_of(error)),
         traceback=_traceback_of(error, not_the_users if in_function else frozenset()),
         pickled=_pickled(error, classes) if in_function else None,
         cause_types=_cause_types(error),
         left=left,
+        advice=error.advice if isinstance(error, CannotPickleError) else "",
     )
 
 

@@ -30,8 +30,8 @@ def reduce_jax(obj: Any) -> Any:
     if isinstance(obj, jax.Device):
         raise unpicklable.RefusedError(
             obj,
-            f"{obj} is a JAX device, which exists only in its own process; build meshes and shardings on the hosts, "
-            "with prefect_tpu.runtime.mesh",
+            f"{obj} is a JAX device, which exists only in its own process",
+            "build meshes and shardings on the hosts, with prefect_tpu.runtime.mesh",
         )
     return None
 
@@ -41,17 +41,21 @@ def _reduce_array(array: Any, jax: Any) -> Any:
 
     if isinstance(array, jax.core.Tracer):
         raise unpicklable.RefusedError(
-            array, f"{array} is traced by a JAX transformation and has no value; return it from the jitted function"
+            array,
+            f"{array} is traced by a JAX transformation and has no value",
+            "return it from the jitted function",
         )
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
         raise unpicklable.RefusedError(
-            array, f"a JAX array of dtype {array.dtype} cannot leave its process; send jax.random.key_data(key) instead"
+            array,
+            f"a JAX array of dtype {array.dtype} cannot leave its process",
+            "send jax.random.key_data(key) instead",
         )
     if not array.is_fully_addressable and not array.is_fully_replicated:
         raise unpicklable.RefusedError(
             array,
-            f"a JAX array {array.dtype}{list(array.shape)} is spread over several hosts: no host has all of it. "
-            "Return process-local data (array.addressable_shards), or gather it first with "
+            f"a JAX array {array.dtype}{list(array.shape)} is spread over several hosts: no host has all of it",
+            "return process-local data (array.addressable_shards), or gather it first with "
             "jax.experimental.multihost_utils.process_allgather",
         )
     try:
@@ -66,7 +70,9 @@ def reduce_ray(obj: Any, fetch: Fetch | None) -> Any:
     kind = type(obj).__name__
     if _is_of_ray(obj, "ray._raylet", "ObjectRef"):
         if fetch is None:
-            raise unpicklable.RefusedError(obj, f"a Ray {kind} means nothing outside of its process; return the value")
+            raise unpicklable.RefusedError(
+                obj, f"a Ray {kind} means nothing outside of its process", "return the value"
+            )
         try:
             value = fetch(obj)
         except Exception as error:
@@ -74,7 +80,7 @@ def reduce_ray(obj: Any, fetch: Fetch | None) -> Any:
         return _itself, (value,)
     if _is_of_ray(obj, "ray._raylet", "ObjectRefGenerator") or _is_of_ray(obj, "ray.actor", "ActorHandle"):
         raise unpicklable.RefusedError(
-            obj, f"a Ray {kind} can be used in processes of Ray only; ask it in the flow, and pass its answers"
+            obj, f"a Ray {kind} can be used in processes of Ray only", "ask it in the flow, and pass its answers"
         )
     return None
 

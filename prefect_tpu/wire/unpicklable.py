@@ -15,15 +15,31 @@ MAX_DEPTH = 12
 MAX_TRIES = 2_000
 
 
-class RefusedError(ConfigurationError):
+OPEN_THERE = "open or create such objects inside the function, on the host"
+
+
+class CannotPickleError(ConfigurationError):
+    """Something cannot travel.
+
+    Attributes:
+        what: what, and why.
+        advice: the way out, "" if there is none of its own.
+    """
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"{what}. {advice[:1].upper()}{advice[1:]}." if advice else what)
+        self.what, self.advice = what, advice
+
+
+class RefusedError(CannotPickleError):
     """An object that our own pickler refuses, with the advice for it."""
 
-    def __init__(self, culprit: object, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, culprit: object, what: str, advice: str = "") -> None:
+        super().__init__(what, advice)
         self.culprit = culprit
 
 
-def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | None]) -> ConfigurationError:
+def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | None]) -> CannotPickleError:
     """The error for `obj`, which could not be pickled.
 
     Args:
@@ -50,15 +66,21 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
             break
     kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
     where = " -> ".join([*path, kind])
-    detail = str(reason) if isinstance(reason, ConfigurationError) else f"{type(reason).__name__}: {reason}"
-    return ConfigurationError(
-        f"cannot be pickled: {where} ({detail}). Open or create such objects inside the function, on the host."
-    )
+    if isinstance(reason, CannotPickleError):
+        detail, advice = reason.what, reason.advice
+    else:
+        detail, advice = f"{type(reason).__name__}: {reason}", OPEN_THERE if _is_call(obj) else ""
+    return CannotPickleError(f"cannot be pickled: {where} ({detail})", advice)
+
+
+def _is_call(obj: Any) -> bool:
+    """Function, args and kwargs: on the way to a host."""
+    return isinstance(obj, tuple) and len(obj) == 3 and callable(obj[0]) and isinstance(obj[2], dict)
 
 
 def parts(obj: Any, *, top: bool = False) -> Iterator[tuple[str, Any]]:
     """What `obj` is made of, with the words for each part."""
-    if top and isinstance(obj, tuple) and len(obj) == 3 and callable(obj[0]) and isinstance(obj[2], dict):
+    if top and _is_call(obj):
         yield from _call_parts(*obj)
     elif isinstance(obj, types.FunctionType):
         yield from _function_parts(obj)

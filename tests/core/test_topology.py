@@ -33,6 +33,28 @@ def test_usual_spellings_are_understood(name: str, known_as: str) -> None:
     assert normalise_accelerator(name, TABLE) == known_as
 
 
+PODS = {"v4-16": ("v4", ["2x2x2"]), "v4-64": ("v4", ["2x4x4", "2x2x8"]), "v5litepod-16": ("v5litepod", ["4x4"])}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("v4-16", "'v4-16' is a pod type: accelerator_type='v4', topology='2x2x2'"),
+        ("TPU-V4-16", "is a pod type: accelerator_type='v4', topology='2x2x2'"),
+        ("v5e-16", "is a pod type: accelerator_type='v5litepod', topology='4x4'"),
+        ("v5litepod-16", "is a pod type: accelerator_type='v5litepod', topology='4x4'"),
+        ("v4-64", "is a pod type: accelerator_type='v4', topology='2x2x8' or '2x4x4'"),
+        ("v4-17", "accelerator_type='v4', and there is no slice of this size. Its topologies: 2x2x1, 2x2x2, 4x4x4"),
+        ("v9-16", "Unknown accelerator type 'v9-16'"),
+    ],
+)
+def test_a_pod_type_is_told_how_to_say_it_here(name: str, says: str) -> None:
+    """Google's names have the size in them; here it is the topology."""
+    with pytest.raises(TopologyError) as caught:
+        normalise_accelerator(name, TABLE, PODS)
+    assert says in str(caught.value)
+
+
 def test_hosts_come_from_the_topology() -> None:
     """Chips are the product of the dimensions, hosts their share."""
     one = shape(topology="4X4x4 ")

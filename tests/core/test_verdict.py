@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,13 @@ def test_all_returned_is_success() -> None:
     """Success is everybody, and it is charged to nothing."""
     verdict = decide([host(i, returned=True) for i in range(4)])
     assert (verdict.kind, verdict.charge) == (Kind.SUCCEEDED, "nothing")
+
+
+def test_advice_that_comes_with_what_was_raised_is_the_verdicts() -> None:
+    """In place of what is said of its stage, not beside it."""
+    own = replace(raised("ConfigurationError", "no", "result"), advice="return the value")
+    assert decide([host(0, raised=own)]).resolution == "return the value"
+    assert "return something that pickles" in decide([host(0, raised=raised("E", "no", "result"))]).resolution
 
 
 def test_a_lost_slice_explains_the_survivors_errors() -> None:

@@ -124,8 +124,11 @@ def test_a_result_that_does_not_pickle_names_host_and_type(one_slice: Runner) ->
 
         return {"deep": [threading.Lock()]}
 
-    with pytest.raises(HostProcessError, match=r"slice 0 host 0.*lock"):
+    with pytest.raises(HostProcessError, match=r"slice 0 host 0.*lock") as caught:
         returns_lock()
+    first_line = str(caught.value).splitlines()[0]
+    assert "inside the function" not in first_line
+    assert first_line.endswith("What to do: return something that pickles: arrays, numbers, strings, plain classes.")
     assert task(task_runner=one_slice)(answer)() == [42, 42]
 
 
@@ -207,6 +210,7 @@ BAD_FIELDS: list[tuple[type[Block], dict[str, Any], str]] = [
     (TpuSlicePool, {"fleet": "gke"}, r"fleet\b.*must be a LocalFleetBlock or a .*RayFleetBlock.*, not 'gke'"),
     (TpuSlicePool, {"fleet": LocalFleet()}, r"fleet\b.*must be a LocalFleetBlock"),
     (TpuSlicePool, {"accelerator_type": "v99"}, r"accelerator type 'v99'.*v6e"),
+    (TpuSlicePool, {"accelerator_type": "v4-16"}, r"pod type: accelerator_type='v4', topology='2x2x2'"),
     (TpuSlicePool, {"accelerator_type": 4}, r"accelerator_type\b.*must be a string such as"),
     (TpuSlicePool, {"topology": "3x5"}, r"topology '3x5' for accelerator type v4.*2x2x2"),
     (TpuSlicePool, {"chips_per_host": 0}, r"chips_per_host\b.*must be .* at least 1"),

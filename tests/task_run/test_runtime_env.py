@@ -12,6 +12,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from ray._private import state as ray_state
+from ray.runtime_env import RuntimeEnv
 
 from prefect_tpu import ConfigurationError, LocalFleet, TpuMultisliceRunner, TpuSlicePool, task
 from prefect_tpu.core.errors import HostProcessError
@@ -145,6 +146,16 @@ def test_what_is_refused_where_it_is_written(given: dict[str, Any], words: str) 
         TpuMultisliceRunner(runtime_env=given)
     with pytest.raises(ValueError, match=words):
         TpuSlicePool(runtime_env=given)
+
+
+@pytest.mark.parametrize("given", [{"pip": ["einops==0.8.1"]}, {"env_vars": {"A": "1"}, "config": {"log_files": []}}])
+def test_rays_own_class_is_taken(given: dict[str, Any]) -> None:
+    """RuntimeEnv writes Ray's commit beside what the user said; that is left out, in a runner and in a pool."""
+    kept = TpuMultisliceRunner(runtime_env=RuntimeEnv(**given)).resolve().options.runtime_env
+    assert set(kept) == set(given)
+    saved = TpuSlicePool(runtime_env=RuntimeEnv(**given).to_dict()).runtime_env
+    assert saved is not None
+    assert set(saved) == set(given)
 
 
 def test_where_a_runtime_env_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,19 @@ def test_error_names_what_cannot_be_pickled() -> None:
         Model(LOCK).__repr__.__self__.__init__
     )
     assert "['a'] -> [1] -> generator" in named({"a": [0, (x for x in "ab")]})
-    assert "on the host" in named(LOCK)
+
+
+def test_one_piece_of_advice_and_the_right_one() -> None:
+    """What is sent is opened on the host; what comes back is there already; JAX's things have their own way out."""
+    import jax
+
+    def fn(model: object) -> None: ...
+
+    assert named((fn, (LOCK,), {})).endswith(". Open or create such objects inside the function, on the host.")
+    assert "inside the function" not in named({"result": LOCK})
+    told = named((fn, (jax.devices()[0],), {}))
+    assert told.endswith(". Build meshes and shardings on the hosts, with prefect_tpu.runtime.mesh.")
+    assert "inside the function" not in told
 
 
 def test_error_for_something_that_contains_itself() -> None:
@@ -273,7 +285,7 @@ def test_references_of_ray_in_a_result_are_refused() -> None:
     """On a host nobody can bring the value: it is named, with what to do."""
     from ray import ObjectRef
 
-    with pytest.raises(ConfigurationError, match=r"\['a'\] -> .*ObjectRef .*return the value"):
+    with pytest.raises(ConfigurationError, match=r"\['a'\] -> .*ObjectRef .*Return the value"):
         pickling.dumps({"a": ObjectRef(b"1" * 28)})
 
 

@@ -21,7 +21,6 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
 from prefect_tpu.host.process.checkpoint_record import Look
@@ -31,7 +30,7 @@ from prefect_tpu.host.process.output import log_to, take_streams
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
 from prefect_tpu.runtime.reporter import REPORT_INTERVAL_SECONDS
-from prefect_tpu.wire import failures, payload, pickling
+from prefect_tpu.wire import failures, payload, pickling, unpicklable
 from prefect_tpu.wire.channel import receive_command, send_event
 
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
@@ -161,9 +160,9 @@ class _Attempt:
         self.gang.reporter.flush()
         try:
             buffers = pickling.dumps(result, known=self.classes)
-        except ConfigurationError as error:
+        except unpicklable.CannotPickleError as error:
             self.stage = "result"
-            raise ConfigurationError(f"the result {error}") from error
+            raise unpicklable.CannotPickleError(f"the result {error.what}", error.advice) from error
         self.stage = "transfer"
         size = payload.write(self.result_file, buffers)
         payload.seal(self.result_file)
