@@ -146,12 +146,16 @@ class Progress(CleanText):
         metrics: the newest numbers by name.
         total_steps: how many there will be, None if the function does not say.
         first_step: the first that this process has reported.
+        highest_step: the highest.
+        restarts: it has reported a step below the one before: steps are counted anew, in each epoch perhaps.
     """
 
     step: int | None
     metrics: dict[str, float]
     total_steps: int | None = None
     first_step: int | None = None
+    highest_step: int | None = None
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

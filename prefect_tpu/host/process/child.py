@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
+from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
 from prefect_tpu.host.process.checkpoint_record import Look
 from prefect_tpu.host.process.device_watch import DeviceWatch
@@ -30,7 +30,7 @@ from prefect_tpu.host.process.endings import PythonEnd
 from prefect_tpu.host.process.output import log_to, take_streams
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
-from prefect_tpu.runtime.reporter import REPORT_INTERVAL_SECONDS
+from prefect_tpu.runtime.reporter import LAST_VALUES_SECONDS, REPORT_INTERVAL_SECONDS
 from prefect_tpu.wire import failures, payload, pickling
 from prefect_tpu.wire.channel import receive_command, send_event
 
@@ -131,7 +131,7 @@ class _Attempt:
         _reseed()
         log_to(self.send, request.log_level)
         prefect_context.install(request.context.run_id)
-        self.gang = process.enter(request.context, lambda *report: self.send(Progress(*report)))
+        self.gang = process.enter(request.context, self.send)
         self.devices = DeviceWatch(request.chips)
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         look = None if request.checkpoints is None else Look(request.checkpoints, attempt=request.context.attempt)
@@ -158,7 +158,7 @@ class _Attempt:
 
     def _ship(self, result: Any) -> Returned:
         assert self.gang is not None
-        self.gang.reporter.flush()
+        self.gang.reporter.flush(LAST_VALUES_SECONDS)
         try:
             buffers = pickling.dumps(result, known=self.classes)
         except ConfigurationError as error:
@@ -187,31 +187,43 @@ class _Attempt:
     # -- what the agent tells
 
     def _listen(self) -> None:
+        """Hear the agent until it is gone. Whatever fails meanwhile is told, and the next command is heard."""
+        while True:
+            try:
+                if not self._hear():
+                    return
+            except Exception:
+                logging.getLogger("prefect_tpu").exception("what this host was told could not be done")
+
+    def _hear(self) -> bool:
+        """One command, or what is due now and then; False if nothing will be heard any more."""
         assert self.gang is not None
         assert self.devices is not None
-        while True:
+        try:
             ready, _, _ = select.select([self.channel], [], [], REPORT_INTERVAL_SECONDS)
-            self.devices.look()
-            if not ready:
+        except (OSError, ValueError):  # the function has closed descriptors that are not its own
+            return False
+        command = receive_command(self.channel) if ready else {"do": ""}
+        if command is None:
+            return False
+        self.devices.look()
+        match command["do"]:
+            case "":
                 self.gang.reporter.flush()
                 self.end.say_what_it_waits_for()
-                continue
-            command = receive_command(self.channel)
-            if command is None:
-                return
-            match command["do"]:
-                case "cancel":
-                    self._cancel()
-                case "drain":
-                    process.tell_drain(command["draining_slices"], command["seconds_left"])
-                    if command["tell_jax"]:
-                        jax_api.tell_of_preemption()
-                case "offer":
-                    process.offer_more_slices(command["there"])
-                case "finish":
-                    self.finish.set()
-                case "cut":
-                    self._cut(command["why"])
+            case "cancel":
+                self._cancel()
+            case "drain":
+                process.tell_drain(command["draining_slices"], command["seconds_left"])
+                if command["tell_jax"]:
+                    jax_api.tell_of_preemption()
+            case "offer":
+                process.offer_more_slices(command["there"])
+            case "finish":
+                self.finish.set()
+            case "cut":
+                self._cut(command["why"])
+        return True
 
     def _cancel(self) -> None:
         if self.stage in ("environment", "jax"):
