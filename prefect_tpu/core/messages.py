@@ -174,6 +174,7 @@ class Raised(CleanText):
         pickled: the exception by cloudpickle, None if it does not pickle.
         cause_types: names of the types of what it was raised from, by `__cause__` and `__context__`.
         left: the function left by `runtime.leave()` ("drain") or at a `runtime.resize_point()` ("resize"), saved.
+        crash: it is no Exception: Prefect shows such a task run as Crashed, and repeats nothing.
     """
 
     stage: Stage
@@ -183,6 +184,7 @@ class Raised(CleanText):
     pickled: bytes | None = None
     cause_types: tuple[str, ...] = ()
     left: Literal["", "drain", "resize"] = ""
+    crash: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,12 @@ class AttemptReport(CleanText):
         return min((host.first_step for host in self.evidence if host.first_step is not None), default=None)
 
     @property
+    def crashed(self) -> bool:
+        """The function did what is no Exception, on the first host that is to blame for the end."""
+        raised = next((host.raised for host in self.evidence if host.process_id in self.verdict.culprits), None)
+        return self.verdict.kind is Kind.USER_ERROR and raised is not None and raised.crash
+
+    @property
     def lost_slices(self) -> tuple[int, ...]:
         """Indices of the slices that were taken away or of which a host was lost."""
         guilty = set(self.verdict.culprits)

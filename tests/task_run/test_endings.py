@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 
-from prefect_tpu import TpuMultisliceRunner, task
+from prefect_tpu import HostProcessError, TpuMultisliceRunner, task
 from tests.prefect_runs import log_messages, task_runs
 
 
@@ -80,3 +81,70 @@ def test_a_function_that_raises_lets_its_saves_end(
     with pytest.raises(ValueError, match="as asked"):
         saves(str(tmp_path))
     assert [one.name for one in tmp_path.iterdir()] == ["saved-0"]
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_a_host_that_leaves_by_itself_ends_no_driver(
+    one_slice: TpuMultisliceRunner[Any], client: SyncPrefectClient, returned: bool
+) -> None:
+    """Called, as a state, submitted, awaited: which host left and how; Crashed where Prefect says so."""
+
+    @task(task_runner=one_slice, retries=1)
+    def leaves(how: str) -> int:
+        import os
+        import sys
+        import time
+
+        from prefect_tpu import runtime
+
+        if runtime.current().process_id == 0:
+            time.sleep(600)
+        match how:
+            case "exit":
+                sys.exit(4)
+            case "os exit":
+                os._exit(0)
+            case "generator exit":
+                raise GeneratorExit
+        return runtime.current().process_id
+
+    leaves_async: Any = task(task_runner=one_slice)(_leaves_async)
+    by = {"exit": leaves, "generator exit": leaves, "os exit": leaves.with_options(retries=0)}
+
+    @flow
+    def goes_on() -> Any:
+        found = {}
+        for how, one in by.items():
+            if returned:
+                state = one(how, return_state=True)
+                error, name = state.result(raise_on_failure=False), state.name
+            else:
+                future = one.submit(how)
+                with pytest.raises(HostProcessError) as caught:
+                    future.result()
+                error, name = caught.value, future.state.name
+            found[how] = type(error), name, str(error).partition("\n")[0]
+        return found
+
+    @flow
+    async def goes_on_async() -> Any:
+        if returned:
+            return type((await leaves_async(return_state=True)).data)
+        with pytest.raises(HostProcessError) as caught:
+            await leaves_async()
+        return type(caught.value)
+
+    found = goes_on()
+    assert {how: one[:2] for how, one in found.items()} == {
+        "exit": (HostProcessError, "Crashed"),
+        "generator exit": (HostProcessError, "Crashed"),
+        "os exit": (HostProcessError, "Failed"),
+    }
+    assert "slice 0 host 1 left by sys.exit(4) before its function had returned" in found["exit"][2]
+    assert "slice 0 host 1 raised GeneratorExit" in found["generator exit"][2]
+    assert "slice 0 host 1 exited with code 0 before its function returned" in found["os exit"][2]
+    assert asyncio.run(goes_on_async()) is HostProcessError
+
+
+async def _leaves_async() -> None:
+    raise asyncio.CancelledError

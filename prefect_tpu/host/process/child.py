@@ -86,6 +86,8 @@ class _Attempt:
         """Call the function, tell what came of it, end as Python does. Returns the exit code."""
         told = self._call()
         self.ends.set()
+        if self.gang is not None:
+            self.gang.reporter.flush()
         if told is not None:
             self.send(told)
         jax_api.keep_until_the_end()
