@@ -182,11 +182,11 @@ class GangAttempt:
             self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
             host.dropped_lines = poll.dropped_lines
         # Of slices that stay, hosts may still save.
-        somebody_failed = any(o.failed and not self._health.gone(o) for o in self._hosts if o is not host)
+        somebody_fell = any(o.fell and not self._health.gone(o) for o in self._hosts if o is not host)
         for event in poll.events:
             match event:
                 case LogLine() | LogRecord():
-                    self.observer.log(host.member, event, collateral=somebody_failed or host.stopping)
+                    self.observer.log(host.member, event, collateral=somebody_fell or host.killed)
                 case Phase(name="entered"):
                     host.entered = True
                     self.observer.entered(host.member)

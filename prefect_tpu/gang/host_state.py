@@ -21,6 +21,7 @@ class HostState:
     launched: bool = False
     entered: bool = False
     stopping: bool = False
+    killed: bool = False
     cursor: int = 0
     dropped_lines: int = 0
     ended: bool = False
@@ -47,6 +48,12 @@ class HostState:
         if self.raised is not None or self.lost is not None:
             return True
         return self.exited is not None and self.returned is None
+
+    @property
+    def fell(self) -> bool:
+        """It has failed, so what others say from now on may come of that: not one that ends as it was told to."""
+        ends_well = self.stopping and self.lost is None and (self.exited is None or self.exited.signal is None)
+        return self.failed and not ends_well
 
     def facts(self, *, gone: bool = False) -> HostFacts:
         """What the decision whether to go on needs to know; `gone`: its slice is, as it was told."""

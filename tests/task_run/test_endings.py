@@ -11,8 +11,9 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 
-from prefect_tpu import HostProcessError, TpuMultisliceRunner, task
+from prefect_tpu import HostProcessError, LocalFleet, TpuMultisliceRunner, task
 from tests.prefect_runs import log_messages, task_runs
+from tests.waiting import eventually
 
 
 def test_what_is_cut_is_told_with_thread_and_host(
@@ -148,3 +149,46 @@ def test_a_host_that_leaves_by_itself_ends_no_driver(
 
 async def _leaves_async() -> None:
     raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("how", ["timed out", "cancelled"])
+def test_what_finally_says_is_in_the_logs(
+    fleet: LocalFleet, client: SyncPrefectClient, tmp_path: Path, how: str
+) -> None:
+    """Of every host, at its own level, whoever is done first: JAX's coordinator waits for the others."""
+
+    @task(task_runner=TpuMultisliceRunner(pool=fleet, num_slices=1), timeout_seconds=2 if how == "timed out" else None)
+    def works(folder: str) -> None:
+        import logging
+        import pathlib
+        import time
+
+        from prefect_tpu import runtime
+
+        number = runtime.current().process_id
+        try:
+            pathlib.Path(folder, f"works-{number}").touch()
+            time.sleep(600)
+        finally:
+            time.sleep(number * 1.5)
+            print(f"host {number} has cleaned up")
+            logging.getLogger("mine").warning("host %d has been disturbed", number)
+
+    @flow
+    def ends() -> None:
+        future = works.submit(str(tmp_path))
+        if how == "timed out":
+            future.result()
+        eventually(lambda: len(list(tmp_path.iterdir())) == 2, "both hosts work")
+        raise ValueError("as asked")
+
+    state = ends(return_state=True)
+    assert state.is_failed()
+    assert state.state_details.flow_run_id is not None
+    (run,) = task_runs(client, state.state_details.flow_run_id)
+    assert run.state.name == ("TimedOut" if how == "timed out" else "Crashed")
+    lines = log_messages(client, run.id, "host 1 has been disturbed")
+    for number in range(2):
+        label = f"[slice 0 host {number}] host {number} has"
+        assert (logging.INFO, f"{label} cleaned up") in lines
+        assert (logging.WARNING, f"{label} been disturbed") in lines

@@ -93,10 +93,12 @@ class _Attempt:
         jax_api.keep_until_the_end()
         self.end.run()
         distributed = jax_api.is_distributed()
-        if told is not None:
+        if told is None and distributed:
+            jax_api.mute_native_errors()  # nothing is left to say
+        if told is not None or self._has_peers():
             self.send(Phase("ended"))
             # Threads of other hosts may still need JAX's coordinator, and who left holds up nobody.
-            if distributed or isinstance(told, Returned) or told.left:
+            if distributed or isinstance(told, Returned) or (told is not None and told.left):
                 self.finish.wait()
         if self.exit_code == 0 and not self.cancelled:
             if distributed:
@@ -106,6 +108,10 @@ class _Attempt:
             return self.exit_code  # or JAX would wait for peers that hang because of what happened here
         jax_api.clean_up()
         return self.exit_code
+
+    def _has_peers(self) -> bool:
+        """Other hosts need this process, as long as it is there."""
+        return self.gang is not None and self.gang.context.num_processes > 1 and jax_api.is_distributed()
 
     def _call(self) -> Returned | Raised | None:
         """What the driver is told; None after a cancel."""
@@ -205,7 +211,7 @@ class _Attempt:
             ready, _, _ = select.select([self.channel], [], [], REPORT_INTERVAL_SECONDS)
         except (OSError, ValueError):  # the function has closed descriptors that are not its own
             return False
-        command = receive_command(self.channel) if ready else {"do": ""}
+        command: dict[str, Any] | None = receive_command(self.channel) if ready else {"do": ""}
         if command is None:
             return False
         self.devices.look()
@@ -232,7 +238,8 @@ class _Attempt:
             os._exit(EXIT_CODE_CANCELLED)  # no user code has run; JAX may block for minutes
         if self.ends.is_set():  # threads and exit hooks have the grace for themselves
             self.cancelled = True
-            self.finish.set()
+            if not self._has_peers():
+                self.finish.set()
             return
         if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:  # else the function handles it itself
             signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
