@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ MOST_PART_CHARACTERS = 200
 NAME_CHARACTERS = 80
 """Of a task's or flow's name in the name of a directory."""
 HASH_DIGITS = 16
+
+MOST_NAMES = 10_000
+"""Of checkpoints in a directory, that are told to the driver."""
 
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -37,6 +40,17 @@ def check_key(key: Any) -> str:
             f"at most {MOST_KEY_CHARACTERS}"
         )
     return key
+
+
+def finished(names: Iterable[str]) -> tuple[str, ...]:
+    """Of what is in a checkpoint directory: checkpoints that are whole, as far as names tell.
+
+    Orbax writes into a directory with "tmp" in its name and renames that when all hosts are done; whoever writes files
+    with care does the same.
+    """
+    whole = [name for name in names if not name.startswith(".") and "tmp" not in name.lower()]
+    whole.sort(key=lambda name: (len(name), name))  # numbers by their size
+    return tuple(whole[-MOST_NAMES:])
 
 
 def with_dashes(name: str) -> str:

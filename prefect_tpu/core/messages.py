@@ -18,9 +18,11 @@ Stage = Literal[
     "transfer",
     "unpickle",
     "function",
+    "program",
     "result",
 ]
-"""Where on the host something was raised. Only "function" is the user's own code running."""
+"""Where on the host something was raised. "function" is the user's own code running; "program" is what it asked for
+that no gang can do, whatever it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,13 @@ class Progress(CleanText):
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointsFound(CleanText):
+    """What process 0 has found in `checkpoint_dir` when its attempt began: names of what is finished."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Returned(CleanText):
     """The function returned and its result lies ready; the child ends its threads and exit hooks."""
 
@@ -214,7 +223,7 @@ class Notice(CleanText):
     withdrawn: bool = False
 
 
-Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Notice | Exited
+Event = LogLine | LogRecord | Phase | Progress | CheckpointsFound | Returned | Raised | Notice | Exited
 
 
 @dataclass(frozen=True, slots=True)

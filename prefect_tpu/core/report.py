@@ -27,6 +27,8 @@ class AttemptReport(CleanText):
         began_unix_seconds: the same as a time of day, for people: it may jump, and nothing is counted from it.
         summaries: short text of each host's result, in process-id order.
         budgets: what the task run has spent by then, in words.
+        found_checkpoint: when it began, `checkpoint_dir` had a finished checkpoint that no attempt before has found:
+            the one before has made it, or another before that. None if that was not told.
     """
 
     number: int
@@ -41,6 +43,7 @@ class AttemptReport(CleanText):
     began_unix_seconds: float = 0.0
     summaries: tuple[str, ...] = ()
     budgets: str = ""
+    found_checkpoint: bool | None = None
 
     @classmethod
     def without_slices(
@@ -63,6 +66,11 @@ class AttemptReport(CleanText):
     def step(self) -> int | None:
         """The step that every host that reported one has reached."""
         return min((host.step for host in self.evidence if host.step is not None), default=None)
+
+    @property
+    def restarts(self) -> bool:
+        """The function counts its steps anew now and then, in each epoch perhaps: they do not say how far it got."""
+        return any(host.restarts for host in self.evidence)
 
     @property
     def first_step(self) -> int | None:

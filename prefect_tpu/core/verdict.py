@@ -121,7 +121,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             Kind.INFRASTRUCTURE,
             hosts,
             hung,
-            f"{hung[0].label} made no progress for hang_timeout_seconds"
+            f"{hung[0].label} reported nothing for hang_timeout_seconds"
             + ("" if hung[0].step is None else f" after step {hung[0].step}"),
             "look at the stacks of all hosts in the logs; a host that waits for its peers is not the one to blame",
         )

@@ -11,6 +11,7 @@ from prefect_tpu.core.errors import (
     HangError,
     HostLostError,
     HostProcessError,
+    RemoteTraceback,
     RetriesExhaustedError,
     SlicePreemptedError,
 )
@@ -83,7 +84,10 @@ def as_exception(report: AttemptReport, timeout_seconds: float | None) -> Except
         return error(text, verdict)
     raised = culprits[0].raised
     if raised is not None and STAGES[raised.stage].configuration:
-        return ConfigurationError(text)
+        refused = ConfigurationError(text)
+        if raised.stage == "program":
+            refused.__cause__ = RemoteTraceback(raised.traceback)
+        return refused
     return HostProcessError(text + _details(culprits[0]), verdict)
 
 

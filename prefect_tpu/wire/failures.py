@@ -35,12 +35,13 @@ def describe(
         left: whether the function left, and why.
     """
     in_function = stage == "function"
+    of_the_users = stage in ("function", "program")
     travels = in_function and not left and not _steers(error)
     return Raised(
         stage=stage,
         type_name=_type_name(error),
         message=cut(_text_of(error)),
-        traceback=_traceback_of(error, not_the_users if in_function else frozenset()),
+        traceback=_traceback_of(error, not_the_users if of_the_users else frozenset()),
         pickled=_pickled(error, classes) if travels else None,
         cause_types=_cause_types(error),
         left=left,

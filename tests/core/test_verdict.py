@@ -152,7 +152,7 @@ def test_a_hang_is_infrastructure() -> None:
     """The hosts that are furthest behind are named, with their step; an own error elsewhere explains it better."""
     verdict = decide([host(0, stopped_by_us=True), host(1, hung=True, step=7, stopped_by_us=True)])
     assert (verdict.kind, verdict.culprits) == (Kind.INFRASTRUCTURE, (1,))
-    assert "slice 0 host 1 made no progress for hang_timeout_seconds after step 7" in verdict.cause
+    assert "slice 0 host 1 reported nothing for hang_timeout_seconds after step 7" in verdict.cause
     assert decide([host(0, raised=raised()), host(1, hung=True)]).kind is Kind.USER_ERROR
 
 

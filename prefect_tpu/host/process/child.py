@@ -18,13 +18,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.errors import AlreadyInitializedError, ConfigurationError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
-from prefect_tpu.host.process.checkpoint_record import Look
+from prefect_tpu.host.process.checkpoint_record import Look, tell_finished
 from prefect_tpu.host.process.device_watch import DeviceWatch
 from prefect_tpu.host.process.endings import PythonEnd
 from prefect_tpu.host.process.output import log_to, take_streams
@@ -34,10 +35,14 @@ from prefect_tpu.runtime.reporter import LAST_VALUES_SECONDS, REPORT_INTERVAL_SE
 from prefect_tpu.wire import failures, payload, pickling
 from prefect_tpu.wire.channel import receive_command, send_event
 
+log = logging.getLogger("prefect_tpu")
+
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
 """Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""
 EXIT_CODE_CANCELLED = 128 + signal.SIGTERM
 EXIT_CODE_CUT = 1
+TELL_JAX_AGAIN_SECONDS = 0.2
+"""Of a preemption, while the function has not imported JAX."""
 
 _NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
 
@@ -143,6 +148,8 @@ class _Attempt:
         self.devices = DeviceWatch(request.chips)
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         look = None if request.checkpoints is None else Look(request.checkpoints, attempt=request.context.attempt)
+        if request.context.process_id == 0 and request.context.checkpoint_dir is not None:
+            tell_finished(request.context.checkpoint_dir, self.send)
         if request.jax is not None:
             self.stage = "jax"
             jax_api.start(request.jax)
@@ -180,6 +187,8 @@ class _Attempt:
     def _raised(self, error: BaseException, left: Literal["", "drain", "resize"] = "") -> Raised:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        if self.stage == "function" and isinstance(error, AlreadyInitializedError):
+            self.stage = "program"
         return failures.describe(error, self.stage, classes=self.classes, not_the_users=_NOT_THE_USERS, left=left)
 
     def send(self, event: Event) -> None:
@@ -201,7 +210,7 @@ class _Attempt:
                 if not self._hear():
                     return
             except Exception:
-                logging.getLogger("prefect_tpu").exception("what this host was told could not be done")
+                log.exception("what this host was told could not be done")
 
     def _hear(self) -> bool:
         """One command, or what is due now and then; False if nothing will be heard any more."""
@@ -224,7 +233,7 @@ class _Attempt:
             case "drain":
                 process.tell_drain(command["draining_slices"], command["seconds_left"])
                 if command["tell_jax"]:
-                    jax_api.tell_of_preemption()
+                    threading.Thread(target=self._tell_jax, name="prefect-tpu-preemption", daemon=True).start()
             case "offer":
                 process.offer_more_slices(command["there"])
             case "finish":
@@ -232,6 +241,21 @@ class _Attempt:
             case "cut":
                 self._cut(command["why"])
         return True
+
+    def _tell_jax(self) -> None:
+        """JAX's preemption service, as soon as the function has imported JAX, if it does."""
+        assert self.gang is not None
+        context = self.gang.context
+        while context.draining and not self.ends.is_set():
+            # A function that handles SIGTERM itself keeps its handler: JAX's would take its place.
+            alone = not context.jax_distributed and signal.getsignal(signal.SIGTERM) == self.on_cancel_signal
+            try:
+                if jax_api.tell_of_preemption(alone=alone):
+                    return
+            except Exception as error:  # noqa: BLE001 - the function can ask `draining`
+                log.warning("JAX's preemption service is not told of the notice: %s: %s", type(error).__name__, error)
+                return
+            time.sleep(TELL_JAX_AGAIN_SECONDS)
 
     def _cancel(self) -> None:
         if self.stage in ("environment", "jax"):
@@ -248,9 +272,7 @@ class _Attempt:
         """Name what has not ended, and end it."""
         running = self.end.what_runs()
         if running:
-            logging.getLogger("prefect_tpu").warning(
-                "its end was cut, as %s: %s had not ended; what it had not finished is lost", why, running
-            )
+            log.warning("its end was cut, as %s: %s had not ended; what it had not finished is lost", why, running)
         os._exit(self.exit_code or EXIT_CODE_CUT)
 
     def on_cancel_signal(self, *_: Any) -> None:
