@@ -149,7 +149,9 @@ def test_the_sync_point_of_one_host(host: HostSupervisor, preload: tuple[str, ..
     assert draining
     assert len(reached) == 1
     assert (processes, total) == (1, 4.0)
-    assert run.events[-1] == Exited(0, None)
+    exited = run.events[-1]
+    assert isinstance(exited, Exited)
+    assert exited.exit_code == 0
 
 
 def test_a_cancel_after_a_notice_is_seen(host: HostSupervisor) -> None:

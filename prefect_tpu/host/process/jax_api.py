@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect_tpu.core.messages import JaxInit
-from prefect_tpu.linux.ports import free_ports
 
 JAX_SHUTDOWN_TIMEOUT_SECONDS = 8
 """Less than the grace that the agent gives a process whose threads and exit hooks are done."""
@@ -61,8 +61,7 @@ def start_alone() -> None:
         known, fresh = distributed.global_state, distributed.State()
         if known.client is not None:
             return
-        (port,) = free_ports(1)
-        address = f"127.0.0.1:{port}"
+        address = f"unix-abstract:prefect-tpu-{secrets.token_hex(16)}"  # no port, no proxy, nothing to delete
         fresh.initialize(
             coordinator_address=address,
             coordinator_bind_address=address,
