@@ -75,7 +75,7 @@ class Attempts:
     _slices: GangSlices = field(init=False)
     _spares: list[Host] = field(init=False, default_factory=list)
     _packages: dict[str, Any] = field(init=False, default_factory=dict)
-    _checkpoints: set[str] | None = field(init=False, default=None)
+    _checkpoints: frozenset[str] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -220,7 +220,7 @@ class Attempts:
         """Whether checkpoints are there that no attempt before has found. Those that the first one finds are older."""
         if there is None:
             return None
-        before, self._checkpoints = self._checkpoints, there | (self._checkpoints or set())
+        before, self._checkpoints = self._checkpoints, there | (self._checkpoints or frozenset())
         return before is not None and not there <= before
 
 

@@ -11,7 +11,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 
-from prefect_tpu import HostProcessError, LocalFleet, TpuMultisliceRunner, task
+from prefect_tpu import ConfigurationError, HostProcessError, LocalFleet, TpuMultisliceRunner, task
 from tests.prefect_runs import log_messages, task_runs
 from tests.waiting import eventually
 
@@ -192,3 +192,25 @@ def test_what_finally_says_is_in_the_logs(
         label = f"[slice 0 host {number}] host {number} has"
         assert (logging.INFO, f"{label} cleaned up") in lines
         assert (logging.WARNING, f"{label} been disturbed") in lines
+
+
+def test_a_program_that_no_gang_can_run_is_not_retried(fleet: LocalFleet, client: SyncPrefectClient) -> None:
+    """It starts JAX's runtime for hosts of its own choice; the message has the way out, the cause the line."""
+
+    @task(task_runner=TpuMultisliceRunner(pool=fleet, num_slices=1), retries=2)
+    def script() -> None:
+        import jax
+
+        jax.distributed.initialize("10.0.0.1:1234", num_processes=8, process_id=0)
+
+    @flow
+    def runs() -> Any:
+        with pytest.raises(ConfigurationError, match=r"Take the call out.*jax_distributed=False") as caught:
+            script()
+        return str(caught.value.__cause__)
+
+    state = runs(return_state=True)
+    assert 'jax.distributed.initialize("10.0.0.1:1234"' in state.result()
+    assert state.state_details.flow_run_id is not None
+    (run,) = task_runs(client, state.state_details.flow_run_id)
+    assert (run.state.name, run.run_count) == ("Failed", 1)
