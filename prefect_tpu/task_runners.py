@@ -69,7 +69,7 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
         resumable: False: one attempt only, no retry for any cause.
         max_preemptions: attempts that may be lost to preemption; None is unlimited.
         max_infrastructure_failures: attempts that may be lost to hosts that vanish.
-        max_preemptions_without_progress: preemptions in a row in which `runtime.report` saw no new step.
+        max_preemptions_without_progress: preemptions in a row without a new step in `runtime.report`, or a checkpoint.
         preemptible: the slices can be taken away one host at a time, so a host that vanishes was preempted.
         warm_spares: so many free slices get agents ahead, unreserved, to take a lost one's place at once;
             None is one for simulated slices and none for others.

@@ -22,6 +22,9 @@ MOST_BEFORE = 8
 """Others that a record remembers."""
 MOST_SHOWN = 8
 
+MOST_NAMES = 10_000
+"""Of checkpoints in a directory, that are told to the driver."""
+
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
 _RECORD = re.compile(r"\.(.+)\.prefect-tpu\.json")
 
@@ -44,6 +47,17 @@ def check_key(key: Any) -> str:
             f"at most {MOST_KEY_CHARACTERS}"
         )
     return key
+
+
+def finished(names: Iterable[str]) -> tuple[str, ...]:
+    """Of what is in a checkpoint directory: checkpoints that are whole, as far as names tell.
+
+    Orbax writes into a directory with "tmp" in its name and renames that when all hosts are done; whoever writes files
+    with care does the same.
+    """
+    whole = [name for name in names if not name.startswith(".") and "tmp" not in name.lower()]
+    whole.sort(key=lambda name: (len(name), name))  # numbers by their size
+    return tuple(whole[-MOST_NAMES:])
 
 
 def with_dashes(name: str) -> str:

@@ -21,6 +21,10 @@ class ConfigurationError(TpuError, ValueError):
     """Something that the user wrote cannot work; nothing was reserved."""
 
 
+class AlreadyInitializedError(ConfigurationError, RuntimeError):
+    """The function wants to start JAX's distributed runtime, which is up; JAX raises a RuntimeError for it, too."""
+
+
 class PreloadError(ConfigurationError):
     """A module of `preload` cannot be imported on a host."""
 

@@ -33,9 +33,10 @@ class HostEvidence(CleanText):
         gone: the machine itself is gone, not only our agent on it.
         preempted: Ray, the cloud or the host itself said that it was taken away.
         notice: what said that it would be taken away, "" if nothing did.
-        hung: it was ended because it made no progress.
+        hung: it was ended because it reported nothing any more.
         first_step: the first step that it reported, None if it reported none: what the attempt went on from.
-        step: the last step that it reported.
+        step: the highest step that it reported.
+        restarts: it reported a step below the one before: its steps begin anew now and then.
         last_stderr: the last lines that it wrote.
     """
 
@@ -55,6 +56,7 @@ class HostEvidence(CleanText):
     hung: bool = False
     first_step: int | None = None
     step: int | None = None
+    restarts: bool = False
     last_stderr: tuple[str, ...] = ()
 
     def slim(self, *, culprit: bool) -> HostEvidence:

@@ -103,7 +103,8 @@ def make_ledger(reports: Sequence[AttemptReport]) -> Ledger:
     """Join the reports of all attempts, in order.
 
     What an attempt lost shows only in the next one that reports a step: it went on from the first step that it
-    reported. Until then all of it counts as lost.
+    reported. Until then all of it counts as lost. Where steps begin anew now and then, they do not say that: an
+    attempt is useful if a later one has found a checkpoint that it has made.
     """
     if not reports:
         return Ledger((), 0.0)
@@ -113,10 +114,17 @@ def make_ledger(reports: Sequence[AttemptReport]) -> Ledger:
         now = report.gang.num_slices if report.gang is not None else size
         sizes_before.append(size if size and now != size else None)
         size = now
+    restarts = any(report.restarts for report in reports)
     went_on_from: int | None = None
+    found_later = False
     backwards = []
     for report in reversed(reports):
-        backwards.append(_entry(report, start, went_on_from))
+        entry = _entry(report, start, None if restarts else went_on_from)
+        if restarts and found_later:
+            entry = replace(entry, lost=0.0)
+        backwards.append(entry)
+        if report.found_checkpoint is not None:
+            found_later = report.found_checkpoint
         if report.first_step is not None:
             # Two losses in a row: what an earlier attempt did is of use only up to where a later one went on from.
             went_on_from = report.first_step if went_on_from is None else min(went_on_from, report.first_step)

@@ -18,9 +18,11 @@ Stage = Literal[
     "transfer",
     "unpickle",
     "function",
+    "program",
     "result",
 ]
-"""Where on the host something was raised. Only "function" is the user's own code running."""
+"""Where on the host something was raised. "function" is the user's own code running; "program" is what it asked for
+that no gang can do, whatever it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +148,23 @@ class Progress(CleanText):
         metrics: the newest numbers by name.
         total_steps: how many there will be, None if the function does not say.
         first_step: the first that this process has reported.
+        highest_step: the highest.
+        restarts: it has reported a step below the one before: steps are counted anew, in each epoch perhaps.
     """
 
     step: int | None
     metrics: dict[str, float]
     total_steps: int | None = None
     first_step: int | None = None
+    highest_step: int | None = None
+    restarts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointsFound(CleanText):
+    """What process 0 has found in `checkpoint_dir` when its attempt began: names of what is finished."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +184,7 @@ class Raised(CleanText):
         cause_types: names of the types of what it was raised from, by `__cause__` and `__context__`.
         left: the function left by `runtime.leave()` ("drain") or at a `runtime.resize_point()` ("resize"), saved.
         advice: what a person can do, where it is known better than by the stage.
+        crash: it is no Exception: Prefect shows such a task run as Crashed, and repeats nothing.
     """
 
     stage: Stage
@@ -181,6 +195,7 @@ class Raised(CleanText):
     cause_types: tuple[str, ...] = ()
     left: Literal["", "drain", "resize"] = ""
     advice: str = ""
+    crash: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +225,7 @@ class Notice(CleanText):
     withdrawn: bool = False
 
 
-Event = LogLine | LogRecord | Phase | Progress | Returned | Raised | Notice | Exited
+Event = LogLine | LogRecord | Phase | Progress | CheckpointsFound | Returned | Raised | Notice | Exited
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class AttemptReport(CleanText):
         began_unix_seconds: the same as a time of day, for people: it may jump, and nothing is counted from it.
         summaries: short text of each host's result, in process-id order.
         budgets: what the task run has spent by then, in words.
+        found_checkpoint: when it began, `checkpoint_dir` had a finished checkpoint that no attempt before has found:
+            the one before has made it, or another before that. None if that was not told.
     """
 
     number: int
@@ -41,6 +43,7 @@ class AttemptReport(CleanText):
     began_unix_seconds: float = 0.0
     summaries: tuple[str, ...] = ()
     budgets: str = ""
+    found_checkpoint: bool | None = None
 
     @classmethod
     def without_slices(
@@ -65,9 +68,20 @@ class AttemptReport(CleanText):
         return min((host.step for host in self.evidence if host.step is not None), default=None)
 
     @property
+    def restarts(self) -> bool:
+        """The function counts its steps anew now and then, in each epoch perhaps: they do not say how far it got."""
+        return any(host.restarts for host in self.evidence)
+
+    @property
     def first_step(self) -> int | None:
         """The step that it went on from: the first that was reported."""
         return min((host.first_step for host in self.evidence if host.first_step is not None), default=None)
+
+    @property
+    def crashed(self) -> bool:
+        """The function did what is no Exception, on the first host that is to blame for the end."""
+        raised = next((host.raised for host in self.evidence if host.process_id in self.verdict.culprits), None)
+        return self.verdict.kind is Kind.USER_ERROR and raised is not None and raised.crash
 
     @property
     def lost_slices(self) -> tuple[int, ...]:

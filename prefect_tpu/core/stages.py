@@ -46,6 +46,7 @@ STAGES: dict[Stage, StageRow] = {
     ),
     "unpickle": StageRow("setup", "install on the hosts what the function needs, with the versions of the driver"),
     "function": StageRow("function"),
+    "program": StageRow("setup", "mend the line of the function that the traceback names", configuration=True),
     "result": StageRow("setup", "return something that pickles: arrays, numbers, strings, plain classes"),
 }
 """In the order in which a host gets there."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.kinds import KINDS, Charge, Kind
+from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.text import cut
 
@@ -120,7 +121,7 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
             Kind.INFRASTRUCTURE,
             hosts,
             hung,
-            f"{hung[0].label} made no progress for hang_timeout_seconds"
+            f"{hung[0].label} reported nothing for hang_timeout_seconds"
             + ("" if hung[0].step is None else f" after step {hung[0].step}"),
             "look at the stacks of all hosts in the logs; a host that waits for its peers is not the one to blame",
         )
@@ -141,7 +142,9 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
     crashed = [one for one in hosts if one.crashed]
     roots = [one for one in crashed if one.signal != signal.SIGABRT] or crashed
     if roots:
-        return _verdict(Kind.CRASHED_PROCESS, hosts, roots, f"{roots[0].label} {_ended_how(roots[0])}")
+        by_itself = roots[0].signal is None
+        resolution = "return from the function; something in it has called os._exit, or C's exit" if by_itself else ""
+        return _verdict(Kind.CRASHED_PROCESS, hosts, roots, f"{roots[0].label} {_ended_how(roots[0])}", resolution)
     if any(one.left_to_resize for one in hosts):
         return Verdict(Kind.RESIZED, "all hosts left at a resize point", KINDS[Kind.RESIZED].resolution)
     if in_function:
@@ -171,12 +174,23 @@ def _user_error(hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence])
     raised = culprits[0].raised
     assert raised is not None
     others = "" if len(culprits) == 1 else f" (and {len(culprits) - 1} more hosts)"
-    return _verdict(
-        Kind.USER_ERROR,
-        hosts,
-        culprits,
-        f"{culprits[0].label} raised {raised.type_name}: {raised.message}{others}",
-    )
+    did, resolution = _did(raised)
+    return _verdict(Kind.USER_ERROR, hosts, culprits, f"{culprits[0].label} {did}{others}", resolution)
+
+
+def _did(raised: Raised) -> tuple[str, str]:
+    """What the function did, and what to do about it; "" for what is said of all that functions raise."""
+    if raised.left == "drain":
+        return (
+            "called runtime.leave() without a notice",
+            "call it only while runtime.current().draining is true, or after reached_preemption_sync_point(step)",
+        )
+    if raised.type_name == "SystemExit":
+        return (
+            f"left by sys.exit({raised.message}) before its function had returned",
+            "return from the function, or raise an exception; with one host the whole gang ends",
+        )
+    return f"raised {raised.type_name}" + (f": {raised.message}" if raised.message else ""), ""
 
 
 def _verdict(

@@ -13,7 +13,18 @@ from prefect_tpu.core.attempt import OutsideFacts, Watch
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import Kind
-from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Notice, Phase, Poll, Progress, Raised, Returned
+from prefect_tpu.core.messages import (
+    CheckpointsFound,
+    Exited,
+    LogLine,
+    LogRecord,
+    Notice,
+    Phase,
+    Poll,
+    Progress,
+    Raised,
+    Returned,
+)
 from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang import results
@@ -58,6 +69,7 @@ class GangAttempt:
     _offers: ResizeOffers = field(init=False)
     _launched_at: float = field(init=False, default=0.0)
     _entered_at: float | None = field(init=False, default=None)
+    _checkpoints: frozenset[str] | None = field(init=False, default=None)
 
     def run(self) -> AttemptEnd:
         """Launch, watch, gather, stop. Returns only when no process of this attempt is left."""
@@ -84,6 +96,7 @@ class GangAttempt:
             evidence=tuple(host.evidence() for host in self._hosts),
             buffers=tuple(host.buffers for host in self._hosts),
             summaries=tuple(host.returned.summary if host.returned else "" for host in self._hosts),
+            checkpoints=self._checkpoints,
             launch_seconds=(entered or ended) - started,
             run_seconds=ended - entered if entered else 0.0,
             drain_seconds=ended - noticed if (noticed := self._health.noticed_at) else 0.0,
@@ -182,11 +195,11 @@ class GangAttempt:
             self.observer.dropped(host.member, poll.dropped_lines - host.dropped_lines)
             host.dropped_lines = poll.dropped_lines
         # Of slices that stay, hosts may still save.
-        somebody_failed = any(o.failed and not self._health.gone(o) for o in self._hosts if o is not host)
+        somebody_fell = any(o.fell and not self._health.gone(o) for o in self._hosts if o is not host)
         for event in poll.events:
             match event:
                 case LogLine() | LogRecord():
-                    self.observer.log(host.member, event, collateral=somebody_failed or host.stopping)
+                    self.observer.log(host.member, event, collateral=somebody_fell or host.killed)
                 case Phase(name="entered"):
                     host.entered = True
                     self.observer.entered(host.member)
@@ -195,6 +208,8 @@ class GangAttempt:
                 case Progress() as report:
                     host.progress(report, time.monotonic())
                     self.observer.progress(host.member, report)
+                case CheckpointsFound(names):
+                    self._checkpoints = frozenset(names)
                 case Returned():
                     host.returned = event
                 case Raised():

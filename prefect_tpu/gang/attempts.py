@@ -75,6 +75,7 @@ class Attempts:
     _slices: GangSlices = field(init=False)
     _spares: list[Host] = field(init=False, default_factory=list)
     _packages: dict[str, Any] = field(init=False, default_factory=dict)
+    _checkpoints: frozenset[str] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -203,6 +204,7 @@ class Attempts:
             began_seconds=began_seconds,
             began_unix_seconds=began_unix_seconds,
             summaries=end.summaries,
+            found_checkpoint=self._found_checkpoint(end.checkpoints),
         )
         match KINDS[verdict.kind].slices:
             case "handed over":
@@ -213,6 +215,13 @@ class Attempts:
             case "released":
                 self.release()
         return Ended(report, results, error)
+
+    def _found_checkpoint(self, there: frozenset[str] | None) -> bool | None:
+        """Whether checkpoints are there that no attempt before has found. Those that the first one finds are older."""
+        if there is None:
+            return None
+        before, self._checkpoints = self._checkpoints, there | (self._checkpoints or frozenset())
+        return before is not None and not there <= before
 
 
 def _results(end: AttemptEnd) -> tuple[Kind | None, list[Any] | None, tuple[HostEvidence, ...]]:

@@ -71,6 +71,7 @@ class Endings:
         if self.calls.disconnected() or host.over:
             return
         host.stopping = not host.failed and host.returned is None
+        host.killed = host.stopping and grace_seconds == 0
         host.agent.stop.remote(self.attempt_id, grace_seconds)
         self.calls.poll(host)
 
@@ -121,7 +122,12 @@ class Endings:
 
     def _wait_until_dead(self, seconds: float) -> None:
         give_up = time.monotonic() + seconds
-        while not all(host.over for host in self.hosts) and time.monotonic() < give_up:
+        finished = False
+        while (waiting := [host for host in self.hosts if not host.over]) and time.monotonic() < give_up:
+            if not finished and all(host.ended for host in waiting) and not self.calls.disconnected():
+                finished = True  # of those that were cancelled nobody takes JAX's coordinator from the others
+                for host in waiting:
+                    host.agent.finish.remote(self.attempt_id)
             self.calls.step(WAIT_SECONDS)
             self.calls.look()
         for host in self.hosts:

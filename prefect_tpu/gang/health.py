@@ -54,7 +54,7 @@ class HealthMonitor:
     _gone: set[str] = field(init=False, default_factory=set)
     _told: dict[int, tuple[tuple[int, ...], float | None]] = field(init=False, default_factory=dict)
     _telling: dict[int, Any] = field(init=False, default_factory=dict)
-    _jax_is_told: bool = field(init=False, default=False)
+    _jax_told: set[int] = field(init=False, default_factory=set)
     _hang_checked_at: float = field(init=False, default=0.0)
     _grace_ends: float = field(init=False, default=0.0)
 
@@ -199,7 +199,11 @@ class HealthMonitor:
             log.warning("could not drain all hosts of %s: %s", name, error)
 
     def _tell(self) -> None:
-        """Tell the function on every host; JAX's preemption service is told on one, and tells the others."""
+        """Tell the function on every host; JAX's preemption service is told on one, and tells the others.
+
+        Where JAX's runtime connects no hosts, it is told on each.
+        """
+        apart = not self.plan.initializes_jax(len(self.hosts))
         indices = {host.member.slice_index for host in self.hosts if host.member.slice_name in self.draining}
         state = tuple(sorted(indices)), self.notices.deadline_seconds
         first = next((host.member.process_id for host in self.hosts if host.member.slice_name in self.draining), None)
@@ -209,8 +213,9 @@ class HealthMonitor:
                 continue
             if number in self._telling and not ray.wait([self._telling[number]], timeout=0)[0]:
                 continue  # an agent takes calls in any order
-            tell_jax = number == first and not self._jax_is_told
-            self._jax_is_told = self._jax_is_told or tell_jax
+            tell_jax = number not in self._jax_told if apart else number == first and not self._jax_told
+            if tell_jax:
+                self._jax_told.add(number)
             self._told[number] = state
             left = None if state[1] is None else max(0.0, state[1] - time.monotonic())
             self._telling[number] = host.agent.notify_drain.remote(self.attempt_id, state[0], left, tell_jax)
@@ -218,7 +223,7 @@ class HealthMonitor:
     # -- hangs
 
     def hung(self) -> bool:
-        """Whether hosts that did report progress have stopped to. Their stacks are in the logs then."""
+        """Whether hosts that did report have stopped to, whatever they reported. Their stacks are in the logs then."""
         timeout = self.plan.options.hang_timeout_seconds
         now = time.monotonic()
         if timeout is None or now < max(self._hang_checked_at + timeout / 10, self._grace_ends):
@@ -227,7 +232,7 @@ class HealthMonitor:
         stuck = [
             host
             for host in self.hosts
-            if host.progressed_at is not None and host.returned is None and now - host.progressed_at > timeout
+            if host.reported_at is not None and host.returned is None and now - host.reported_at > timeout
         ]
         if not stuck:
             return False
@@ -237,7 +242,7 @@ class HealthMonitor:
             grace = self.plan.tuning.hang_compile_grace_seconds
             self._grace_ends = now + grace
             self.observer.say(
-                f"no progress for {timeout:g} s (hang_timeout_seconds), but {compiling[0].member.label} compiles: "
+                f"no report for {timeout:g} s (hang_timeout_seconds), but {compiling[0].member.label} compiles: "
                 f"{grace:g} s more (hang_compile_grace_seconds)"
             )
             return False

@@ -21,6 +21,7 @@ class HostState:
     launched: bool = False
     entered: bool = False
     stopping: bool = False
+    killed: bool = False
     cursor: int = 0
     dropped_lines: int = 0
     ended: bool = False
@@ -35,7 +36,8 @@ class HostState:
     hung: bool = False
     first_step: int | None = None
     step: int | None = None
-    progressed_at: float | None = None
+    restarts: bool = False
+    reported_at: float | None = None
     buffers: list[Any] | None = None
 
     @property
@@ -47,6 +49,12 @@ class HostState:
         if self.raised is not None or self.lost is not None:
             return True
         return self.exited is not None and self.returned is None
+
+    @property
+    def fell(self) -> bool:
+        """It has failed, so what others say from now on may come of that: not one that ends as it was told to."""
+        ends_well = self.stopping and self.lost is None and (self.exited is None or self.exited.signal is None)
+        return self.failed and not ends_well
 
     def facts(self, *, gone: bool = False) -> HostFacts:
         """What the decision whether to go on needs to know; `gone`: its slice is, as it was told."""
@@ -66,11 +74,8 @@ class HostState:
 
     def progress(self, report: Progress, now: float) -> None:
         """The function has reported."""
-        step = report.step
-        self.first_step = report.first_step
-        if self.step is None or step is None or step > self.step:
-            self.step = self.step if step is None else step
-            self.progressed_at = now
+        self.first_step, self.step, self.restarts = report.first_step, report.highest_step, report.restarts
+        self.reported_at = now
 
     @property
     def over(self) -> bool:
@@ -103,6 +108,7 @@ class HostState:
             hung=self.hung,
             first_step=self.first_step,
             step=self.step,
+            restarts=self.restarts,
             last_stderr=self.exited.last_stderr if self.exited else (),
         )
 
@@ -117,6 +123,7 @@ class AttemptEnd:
         evidence: one entry per host process, in process-id order.
         buffers: pickled results in process-id order, None for those not fetched.
         summaries: short text of each result, in process-id order.
+        checkpoints: names of those that were there when it began; None if that was not told.
         launch_seconds, run_seconds: until the function was entered everywhere; from there to the end.
         drain_seconds: of these, from the first notice to the end.
     """
@@ -125,6 +132,7 @@ class AttemptEnd:
     evidence: tuple[HostEvidence, ...]
     buffers: tuple[list[Any] | None, ...]
     summaries: tuple[str, ...]
+    checkpoints: frozenset[str] | None
     launch_seconds: float
     run_seconds: float
     drain_seconds: float = 0.0

@@ -117,7 +117,7 @@ class GangOptions(Options):
     max_infrastructure_failures: Count = option(10, description="Attempts that may be lost to hosts that vanish.")
     max_preemptions_without_progress: CountFrom1 = option(
         20,
-        description="Preemptions in a row in which runtime.report saw no new step.",
+        description="Preemptions in a row without a new step in runtime.report, or a new checkpoint.",
         form="Preemptions in a row without a new step; empty: {}.",
     )
     lease_timeout_seconds: Seconds = option(

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.runtime.mesh import mesh
 from prefect_tpu.runtime.process import Cancelled, Context, Left, Resizing, call_on_drain, current, here
-from prefect_tpu.runtime.reporter import MAX_METRIC_NAME_CHARS, MAX_METRICS
+from prefect_tpu.runtime.reporter import LAST_VALUES_SECONDS, MAX_METRIC_NAME_CHARS, MAX_METRICS, whole_number
 
 __all__ = ["Cancelled", "Context", "Left", "Resizing", "current", "leave", "mesh", "on_drain", "report", "resize_point"]
 
@@ -29,8 +29,12 @@ def report(step: int | None = None, *, total_steps: int | None = None, **metrics
     Report the step that was restored from a checkpoint as well, before the first new one: Prefect's summary then
     tells exactly how many steps were done twice.
 
-    A value is turned into a float only when it is sent (at most every `REPORT_INTERVAL_SECONDS`), so JAX
-    scalars do not make every step wait for the device.
+    Every call is a sign of life (`hang_timeout_seconds`), also with the same step or a lower one, as in an evaluation
+    or a new epoch. Progress is a step above all before, or a checkpoint that the next attempt finds.
+
+    A metric is turned into a float only when it is sent (at most every `REPORT_INTERVAL_SECONDS`), on a thread of its
+    own: a JAX scalar makes no step wait for the device. One that has no value by then, as its array was donated, is
+    left out, with a warning. `step` and `total_steps` are taken at once: give plain numbers.
 
     Args:
         step: how many steps are done.
@@ -39,8 +43,8 @@ def report(step: int | None = None, *, total_steps: int | None = None, **metrics
 
     Raises:
         NotInGangError: outside a gang.
-        ConfigurationError: a metric is not a number, there are too many, or a name is too long. It is an exception of
-            the function's own, as every one that is raised in it.
+        ConfigurationError: a step or a metric is not a number, there are too many, or a name is too long. It is an
+            exception of the function's own, as every one that is raised in it.
     """
     reporter = here().reporter
     if len(metrics) > MAX_METRICS:
@@ -56,7 +60,7 @@ def report(step: int | None = None, *, total_steps: int | None = None, **metrics
             )
         if not hasattr(value, "__float__"):
             raise ConfigurationError(f"metric {name!r} must be a number, got {type(value).__name__}")
-    reporter.report(step, metrics, total_steps)
+    reporter.report(whole_number("step", step), metrics, whole_number("total_steps", total_steps))
 
 
 def on_drain(callback: Callable[[], object]) -> None:
@@ -83,7 +87,7 @@ def leave() -> NoReturn:
         NotInGangError: outside a gang.
         Left: always; do not catch it.
     """
-    here().reporter.flush()
+    here().reporter.flush(LAST_VALUES_SECONDS)
     raise Left("left, as a host of the gang is about to be taken away")
 
 
@@ -123,5 +127,5 @@ def resize_point(save: Callable[[], object] | None = None) -> None:
         return
     if save is not None:
         save()
-    process.reporter.flush()
+    process.reporter.flush(LAST_VALUES_SECONDS)
     raise Resizing("left at a resize point, as more slices are free")

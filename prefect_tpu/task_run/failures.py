@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prefect_tpu.core.errors import (
     AttemptError,
     ConfigurationError,
@@ -9,6 +11,8 @@ from prefect_tpu.core.errors import (
     HangError,
     HostLostError,
     HostProcessError,
+    RemoteTraceback,
+    RetriesExhaustedError,
     SlicePreemptedError,
 )
 from prefect_tpu.core.evidence import HostEvidence
@@ -16,6 +20,12 @@ from prefect_tpu.core.kinds import KINDS
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.stages import STAGES
 from prefect_tpu.prefect_api import TaskRunTimeoutError
+from prefect_tpu.task_run.crashes import GangCrash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prefect.client.schemas.objects import TaskRun
 
 _ERRORS: dict[str, type[AttemptError]] = {
     one.__name__: one for one in (AttemptError, GangTimeoutError, HostLostError, HostProcessError, SlicePreemptedError)
@@ -24,6 +34,33 @@ _ERRORS: dict[str, type[AttemptError]] = {
 
 class TaskTimeoutError(GangTimeoutError, TaskRunTimeoutError):
     """GangTimeoutError that Prefect's engine knows as its own kind of timeout."""
+
+
+def failure_of(
+    reports: Sequence[AttemptReport],
+    own: BaseException | None,
+    timeout_seconds: float | None,
+    exhausted: str,
+    task_run: TaskRun,
+) -> BaseException:
+    """What is raised through Prefect's engine after the last attempt of `reports`.
+
+    Args:
+        reports: of all attempts so far.
+        own: what the function raised, if it has come here.
+        timeout_seconds: the task's.
+        exhausted: the budget that is spent, "" for none.
+        task_run: whose attempts they are.
+    """
+    report = reports[-1]
+    failure = as_exception(report, timeout_seconds) if own is None else own
+    if report.crashed and isinstance(failure, Exception):
+        return GangCrash(report.verdict.cause, failure, task_run)
+    if not exhausted:
+        return failure
+    error = RetriesExhaustedError(f"{exhausted}; last: {report.verdict.cause}", tuple(reports))
+    error.__cause__ = failure
+    return error
 
 
 def as_exception(report: AttemptReport, timeout_seconds: float | None) -> Exception:
@@ -47,13 +84,17 @@ def as_exception(report: AttemptReport, timeout_seconds: float | None) -> Except
         return error(text, verdict)
     raised = culprits[0].raised
     if raised is not None and STAGES[raised.stage].configuration:
-        return ConfigurationError(text)
+        refused = ConfigurationError(text)
+        if raised.stage == "program":
+            refused.__cause__ = RemoteTraceback(raised.traceback)
+        return refused
     return HostProcessError(text + _details(culprits[0]), verdict)
 
 
 def _details(culprit: HostEvidence) -> str:
     if culprit.raised is not None:
-        unpickled = culprit.raised.stage == "function" and culprit.raised.pickled is None
+        raised = culprit.raised
+        unpickled = raised.stage == "function" and raised.pickled is None and not (raised.crash or raised.left)
         note = f" ({culprit.raised.type_name} itself could not be sent to the driver)" if unpickled else ""
         return f"{note}\n{culprit.raised.traceback}"
     return "".join(f"\n  {line}" for line in culprit.last_stderr)

@@ -18,6 +18,7 @@ from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.text import clean
 from prefect_tpu.task_run.cache import with_gang_shape
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey, check_checkpoint_key
+from prefect_tpu.task_run.crashes import GangCrash, end_of_call
 from prefect_tpu.task_run.entry import wrap
 from prefect_tpu.task_run.functions import check_function
 from prefect_tpu.task_run.gang_task_run import GangTaskRun
@@ -150,10 +151,13 @@ class GangTask(Task[P, R]):
             """Run the gang and return its result; a coroutine for an async function."""
             clone, task_run = self.for_run(get_call_parameters(self.fn, args, _without_engines(kwargs)))
             call = functools.partial(Task.__call__, clone, *args, **kwargs)
+            return_state = bool(kwargs.get("return_state"))
             if self.isasync:
-                return _finish(call, task_run)
+                return _finish(call, task_run, return_state=return_state)
             try:
                 return call()
+            except GangCrash as crash:
+                return end_of_call(crash, return_state=return_state)
             finally:
                 task_run.close()
 
@@ -219,9 +223,11 @@ def _without_engines(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in ("return_state", "wait_for")}
 
 
-async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], task_run: GangTaskRun) -> Any:
+async def _finish(call: Callable[[], Coroutine[Any, Any, Any]], task_run: GangTaskRun, *, return_state: bool) -> Any:
     try:
         return await call()
+    except GangCrash as crash:
+        return end_of_call(crash, return_state=return_state)
     finally:
         task_run.close()
 

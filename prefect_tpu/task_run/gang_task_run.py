@@ -21,7 +21,6 @@ from prefect_tpu.core.errors import (
     ConfigurationError,
     GangCancelledError,
     ProvisioningError,
-    RetriesExhaustedError,
     SliceUnavailableError,
 )
 from prefect_tpu.core.kinds import KINDS, Kind
@@ -32,7 +31,7 @@ from prefect_tpu.observability import artifacts, logs, states
 from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointDirectory, CheckpointKey
-from prefect_tpu.task_run.failures import as_exception
+from prefect_tpu.task_run.failures import failure_of
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.retries import Retries, RetryFields
 
@@ -271,30 +270,28 @@ class GangTaskRun:
         report = ended.report
         verdict = report.verdict
         self.retries.judge(report)
+        if report.crashed:
+            self.retries.refuse()  # as Prefect
         self._record(report, again=self.retries.another_follows(verdict))
         if verdict.kind is Kind.SUCCEEDED:
             assert ended.results is not None
             assert report.gang is not None
             return self.resolved.shape_results(ended.results, report.gang.hosts_per_slice)
-        self._tell(self.reports[-1])
+        context = TaskRunContext.get()
+        assert context is not None
+        self._tell(self.reports[-1], context.task_run)
         if verdict.kind is Kind.TIMED_OUT:
             self.task.timeout_seconds = self.timeout_seconds  # Prefect's message quotes it
         if verdict.kind is Kind.CANCELLED:
             # What Prefect's own runner raises for a task run that it cancels; it ends Crashed, not retried.
             raise asyncio.CancelledError("the gang was cancelled") from GangCancelledError(verdict.cause)
-        failure = ended.error if ended.error is not None else as_exception(report, self.timeout_seconds)
-        if self.retries.exhausted:
-            text = f"{self.retries.exhausted}; last: {verdict.cause}"
-            raise RetriesExhaustedError(text, tuple(self.reports)) from failure
-        raise failure
+        raise failure_of(self.reports, ended.error, self.timeout_seconds, self.retries.exhausted, context.task_run)
 
-    def _tell(self, report: AttemptReport) -> None:
+    def _tell(self, report: AttemptReport, task_run: TaskRun) -> None:
         """The verdict in the logs, and a state of its own for a loss that is not the function's."""
-        verdict, context = report.verdict, TaskRunContext.get()
-        assert context is not None
-        row = KINDS[verdict.kind]
+        verdict, row = report.verdict, KINDS[report.verdict.kind]
         text = f"{verdict.cause}; {report.budgets}"
         if row.log_level is not None:
             get_run_logger().log(row.log_level, "attempt %d %s: %s", report.number, verdict.kind.value, text)
         if row.state:
-            states.emit(context.task_run, row.state, text)
+            states.emit(task_run, row.state, text)

@@ -121,12 +121,13 @@ class Retries:
         return max(delay) if isinstance(delay, Sequence) else delay or 0
 
     def _progressed(self, report: AttemptReport) -> bool:
-        """Whether the function got further than in any attempt before."""
+        """Whether the function got further than in any attempt before, or the one before has left a checkpoint."""
+        found = bool(report.found_checkpoint)
         if report.step is None:
-            return report.run_seconds >= self._tuning().preemption_progress_seconds
+            return found or report.run_seconds >= self._tuning().preemption_progress_seconds
         progressed = self._best_step is None or report.step > self._best_step
-        self._best_step = max(report.step, self._best_step or 0)
-        return progressed
+        self._best_step = report.step if progressed else self._best_step
+        return found or progressed
 
     def _backoff(self, verdict: Verdict) -> float:
         """How long the next attempt waits before it looks for slices, with jitter."""

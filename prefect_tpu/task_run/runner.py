@@ -14,6 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.observability.observer import settle
+from prefect_tpu.task_run.crashes import end_of_future
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,9 +83,8 @@ class GangRunner(ThreadPoolTaskRunner[Any]):
         future = super().submit(clone, parameters, wait_for, dependencies)
         with self._task_runs_lock:
             self._task_runs.add(task_run)
-        wrapped = future.wrapped_future
-        wrapped.add_done_callback(lambda _: task_run.close())
-        return GangFuture(future.task_run_id, wrapped)
+        future.wrapped_future.add_done_callback(lambda _: task_run.close())
+        return GangFuture(future.task_run_id, end_of_future(future.wrapped_future))
 
     def cancel_all(self) -> None:
         """End every gang that this runner started: SIGTERM, grace period, SIGKILL; leases are released."""

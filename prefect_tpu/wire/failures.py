@@ -14,6 +14,8 @@ from prefect_tpu.wire import pickling
 from prefect_tpu.wire.unpicklable import CannotPickleError
 
 MAX_CAUSES = 20
+STEERING = frozenset({"builtins", "asyncio", "concurrent", "prefect", "prefect_tpu"})
+"""Who defines what is no Exception and means something to the process, thread or loop that it is raised in."""
 
 
 def describe(
@@ -34,15 +36,18 @@ def describe(
         left: whether the function left, and why.
     """
     in_function = stage == "function"
+    of_the_users = stage in ("function", "program")
+    travels = in_function and not left and not _steers(error)
     return Raised(
         stage=stage,
         type_name=_type_name(error),
         message=cut(error.what if isinstance(error, CannotPickleError) else _text_of(error)),
-        traceback=_traceback_of(error, not_the_users if in_function else frozenset()),
-        pickled=_pickled(error, classes) if in_function else None,
+        traceback=_traceback_of(error, not_the_users if of_the_users else frozenset()),
+        pickled=_pickled(error, classes) if travels else None,
         cause_types=_cause_types(error),
         left=left,
         advice=error.advice if isinstance(error, CannotPickleError) else "",
+        crash=in_function and not left and not isinstance(error, Exception),
     )
 
 
@@ -58,6 +63,12 @@ def rebuild(raised: Raised | None) -> BaseException | None:
         return None
     error.__cause__ = RemoteTraceback(raised.traceback)
     return error
+
+
+def _steers(error: BaseException) -> bool:
+    """Whether it would end, interrupt or cancel the driver, were it raised there: SystemExit, KeyboardInterrupt, ..."""
+    theirs = [cls.__module__.partition(".")[0] for cls in type(error).__mro__ if cls not in (BaseException, object)]
+    return not isinstance(error, Exception) and not STEERING.isdisjoint(theirs)
 
 
 def _pickled(error: BaseException, classes: pickling.ClassesOfDriver | None) -> bytes | None:

@@ -87,7 +87,7 @@ def test_a_hang_is_found_and_explained(chaos: Chaos) -> None:
     assert story.states == ["Pending", "Running", "HostLost", "Retrying", "Completed"]
     assert story.charges() == ["infrastructure"]
     message = dict(story.history)["HostLost"]
-    assert "slice 0 host 0 made no progress for hang_timeout_seconds after step 2" in message
+    assert "slice 0 host 0 reported nothing for hang_timeout_seconds after step 2" in message
     lines = [text for _, text in log_messages(chaos.client, story.run.id, "[slice 1 host 1] hangs; its stacks:")]
     stacks = [text for text in lines if "hangs; its stacks:" in text]
     assert len(stacks) == 4

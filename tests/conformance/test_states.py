@@ -14,6 +14,7 @@ from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.transactions import transaction
 
+from prefect_tpu import HostProcessError
 from tests.conformance.conftest import Side, by_runner, note, noted
 from tests.prefect_runs import run_and_state, task_runs
 
@@ -71,8 +72,9 @@ def test_errors_come_back_as_themselves(side: Side, client: SyncPrefectClient, i
 def test_what_is_no_exception_is_a_crash_and_never_retried(
     side: Side, client: SyncPrefectClient, tmp_path: Path, error: BaseException, message: str
 ) -> None:
-    """Also on a host: what the function raises there is the function's, and ends the run as it does in Prefect."""
+    """Also on a host. What would end or interrupt this process is raised here as an error of ours; never as itself."""
     path = str(tmp_path / "attempts")
+    ours = side.gangs and not isinstance(error, OwnInterruption)
 
     def crashes() -> None:
         note(path, "x")
@@ -82,15 +84,23 @@ def test_what_is_no_exception_is_a_crash_and_never_retried(
 
     @side.flow
     def asks() -> None:
-        with pytest.raises(type(error)) as caught:
+        with pytest.raises(HostProcessError if ours else type(error)) as caught:
             task.submit().result()
-        assert caught.value.args == error.args
+        if ours:
+            assert "slice 0 host 0" in str(caught.value)
+            assert all(str(one) in str(caught.value) for one in error.args)
+        else:
+            assert caught.value.args == error.args
 
     flow_run_id, state = run_and_state(asks)
     assert state.is_completed()
     (run,) = task_runs(client, flow_run_id)
     assert (run.state.type.value, run.state.name) == ("CRASHED", "Crashed")
-    assert run.state.message == message
+    assert run.state.message is not None
+    if ours:
+        assert run.state.message.startswith("Execution was interrupted by an unexpected exception: GangCrash: slice 0")
+    else:
+        assert run.state.message == message
     assert len(noted(tmp_path / "attempts")) == run.run_count == 1
 
 

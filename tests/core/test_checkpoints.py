@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from prefect_tpu.core.checkpoints import Checkpoints, by_parameters, check_key, origin_of, with_dashes
+from prefect_tpu.core.checkpoints import (
+    MOST_NAMES,
+    Checkpoints,
+    by_parameters,
+    check_key,
+    finished,
+    origin_of,
+    with_dashes,
+)
 
 
 def checkpoints(**given: Any) -> Checkpoints:
@@ -159,3 +167,12 @@ def test_directories_of_the_release_before() -> None:
     names = ["train-0", "train-1", ".train-1.prefect-tpu.json", "train-it-0", "train-0123456789abcdef-0", "x", "train-"]
     assert checkpoints().old_directories(names) == ["train-0"]
     assert checkpoints(old="").old_directories(names) == []
+
+
+def test_what_is_finished_is_told_by_names() -> None:
+    """Numbers by their size; no temporary and no hidden names; the newest, if there are very many."""
+    names = ["10", "9", ".hidden", "11.orbax-checkpoint-tmp", "state.TMP", "best"]
+    assert finished(names) == ("9", "10", "best")
+    many = finished(str(number) for number in range(MOST_NAMES + 5))
+    assert len(many) == MOST_NAMES
+    assert many[-1] == str(MOST_NAMES + 4)

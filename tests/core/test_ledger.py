@@ -38,6 +38,8 @@ def report(
     names: tuple[str, ...] = ("slice-0", "slice-1"),
     lost: int | None = None,
     clock_jumps: float = 0.0,
+    restarts: bool = False,
+    found: bool | None = None,
 ) -> AttemptReport:
     """An attempt; slice `lost` has gone, and the time of day has been set anew before it."""
     whole = gang(*names) if names else None
@@ -51,6 +53,7 @@ def report(
             lost="its agent has ended" if member.slice_index == lost else None,
             first_step=steps[0] if steps else None,
             step=steps[1] if steps else None,
+            restarts=restarts,
         )
         for member in (whole.members if whole is not None else ())
     ]
@@ -66,6 +69,7 @@ def report(
         drain_seconds=drain,
         began_seconds=500.0 + began,
         began_unix_seconds=1_000_000.0 + began + clock_jumps,
+        found_checkpoint=found,
     )
 
 
@@ -93,6 +97,21 @@ def test_steps_that_are_done_again_are_lost() -> None:
     assert (first.lost_steps, second.lost_steps, ledger.lost_steps) == (30, 0, 30)
     assert first.lost == pytest.approx(3)
     assert ledger.goodput == pytest.approx((7 + 10) / 28)
+
+
+def test_steps_that_begin_anew_do_not_say_what_is_lost() -> None:
+    """In each epoch: what has left a checkpoint for a later attempt is useful, what has left none is lost."""
+    ledger = make_ledger(
+        [
+            report(1, Kind.PREEMPTED, began=0, steps=(0, 39), lost=0, restarts=True, found=False),
+            report(2, Kind.PREEMPTED, began=15, steps=(0, 39), lost=0, restarts=True, found=True),
+            report(3, Kind.PREEMPTED, began=30, steps=(0, 12), lost=0, found=False),
+            report(4, Kind.PREEMPTED, began=45, steps=None, lost=0),
+            report(5, Kind.SUCCEEDED, began=60, steps=(0, 39), restarts=True, found=True),
+        ]
+    )
+    assert [entry.lost for entry in ledger.entries] == [0, 10, 0, 0, 0]
+    assert [entry.lost_steps for entry in ledger.entries] == [None, None, None, None, 0]
 
 
 def test_a_later_attempt_that_goes_further_back() -> None:

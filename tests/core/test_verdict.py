@@ -116,6 +116,27 @@ def test_exit_without_a_word_is_a_crash() -> None:
     assert "code 3" in verdict.cause
 
 
+@pytest.mark.parametrize(("message", "said"), [("4", "sys.exit(4)"), ("", "sys.exit()"), ("bye", "sys.exit(bye)")])
+def test_who_leaves_by_sys_exit_is_named_with_the_code(message: str, said: str) -> None:
+    """Also with code 0: the function has not returned."""
+    verdict = decide([host(0, returned=True), host(1, raised=raised("SystemExit", message))])
+    assert (verdict.kind, verdict.culprits) == (Kind.USER_ERROR, (1,))
+    assert verdict.cause == f"slice 0 host 1 left by {said} before its function had returned"
+    assert "return" in verdict.resolution
+
+
+def test_leaving_without_a_notice_is_told_as_that() -> None:
+    left = Raised("function", "prefect_tpu.runtime.Left", "left, as a host is about to be taken away", "", left="drain")
+    verdict = decide([host(0, raised=left)])
+    assert verdict.kind is Kind.USER_ERROR
+    assert "called runtime.leave() without a notice" in verdict.cause
+    assert "draining" in verdict.resolution
+
+
+def test_an_exception_without_a_text_is_told_without_a_colon() -> None:
+    assert decide([host(0, raised=raised("KeyboardInterrupt", ""))]).cause == "slice 0 host 0 raised KeyboardInterrupt"
+
+
 def test_a_notice_makes_what_follows_a_preemption() -> None:
     """Drained hosts are the culprits, whatever the function raised meanwhile; who returned everywhere has succeeded."""
     notice = "Ray drains it, notice 30 s"
@@ -139,7 +160,7 @@ def test_a_hang_is_infrastructure() -> None:
     """The hosts that are furthest behind are named, with their step; an own error elsewhere explains it better."""
     verdict = decide([host(0, stopped_by_us=True), host(1, hung=True, step=7, stopped_by_us=True)])
     assert (verdict.kind, verdict.culprits) == (Kind.INFRASTRUCTURE, (1,))
-    assert "slice 0 host 1 made no progress for hang_timeout_seconds after step 7" in verdict.cause
+    assert "slice 0 host 1 reported nothing for hang_timeout_seconds after step 7" in verdict.cause
     assert decide([host(0, raised=raised()), host(1, hung=True)]).kind is Kind.USER_ERROR
 
 

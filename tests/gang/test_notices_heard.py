@@ -98,3 +98,28 @@ def test_a_drain_of_more_than_a_year_is_refused(seconds: Any) -> None:
 
     with pytest.raises(ConfigurationError, match=r"drain\('slice-0', .*\): seconds must be .* at most a year"):
         LocalFleet().drain("slice-0", seconds)
+
+
+@pytest.mark.parametrize(("connected", "told"), [(True, {0: False, 1: True}), (False, {0: True, 1: True})])
+def test_jax_hears_of_a_notice_once_for_each_runtime(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch, connected: bool, told: dict[int, bool]
+) -> None:
+    """Where JAX connects the hosts, one of the slice that goes tells the others; else each is told."""
+    asked: dict[int, bool] = {}
+
+    class Agent:
+        def __init__(self, number: int) -> None:
+            self.number = number
+            self.notify_drain = self
+
+        def remote(self, attempt_id: str, slices: tuple[int, ...], seconds: float | None, tell_jax: bool) -> object:
+            asked[self.number] = asked.get(self.number, False) or tell_jax
+            return object()
+
+    health = monitor(heard, monkeypatch)
+    health.plan.initializes_jax = lambda _: connected  # type: ignore[method-assign,assignment,misc]
+    for number, one in enumerate(health.hosts):
+        one.agent, one.launched = Agent(number), True
+    health.heard(health.hosts[1], Notice("preemption", "a test", 30.0))
+    health._tell()
+    assert asked == told

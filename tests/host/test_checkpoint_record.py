@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from prefect_tpu.core.checkpoints import Checkpoints
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.host.process.checkpoint_record import Look, files_of
+from prefect_tpu.core.messages import CheckpointsFound
+from prefect_tpu.host.process.checkpoint_record import Look, files_of, tell_finished
 
 
 def checkpoints(root: Path | str, name: str = "run/train-abc-0", **given: Any) -> Checkpoints:
@@ -172,3 +174,14 @@ def test_orbax_sees_its_own_steps_only(tmp_path: Path) -> None:
     looked(checkpoints(tmp_path, "sweep"))
     with ocp.CheckpointManager(tmp_path / "sweep") as kept:
         assert kept.latest_step() == 2
+
+
+def test_what_is_finished_is_told(root: str) -> None:
+    """For a directory that is not there, too; a name that is in the way is nothing to stop for."""
+    told: queue.Queue[CheckpointsFound] = queue.Queue()
+    tell_finished(f"{root}/run/train", told.put)
+    assert told.get(timeout=20).names == ()
+    for name in ("7/params", "10/params", "11.orbax-checkpoint-tmp/params"):
+        files_of(root).write(f"{root}/run/train/{name}", "x")
+    tell_finished(f"{root}/run/train", told.put)
+    assert told.get(timeout=20).names == ("7", "10")

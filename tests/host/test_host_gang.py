@@ -92,6 +92,29 @@ def test_psum_over_both_and_a_clean_end_twice(hosts: list[HostSupervisor]) -> No
             assert [line for line in run.lines("stderr") if "gloo" not in line.lower()] == []
 
 
+def test_scripts_that_initialize_and_shut_down_jax_themselves(hosts: list[HostSupervisor]) -> None:
+    """Without arguments both are done already, as often as they are called; a host that is early cuts off nobody."""
+
+    def fn() -> tuple[bool, float, int]:
+        import jax
+        import jax.numpy as jnp
+        from jax.experimental import multihost_utils
+
+        jax.distributed.initialize()
+        jax.distributed.initialize(initialization_timeout=600)
+        if jax.process_index() == 0:
+            jax.distributed.shutdown()
+        total = multihost_utils.process_allgather(jnp.float32(jax.process_index() + 1)).sum()
+        jax.distributed.shutdown()
+        return jax.distributed.is_initialized(), float(total), jax.process_count()
+
+    runs = launch(hosts, fn)
+    assert values(runs) == [(True, 3.0, 2)] * 2
+    for run in runs:
+        (warning,) = run.records()
+        assert "initialization_timeout of jax.distributed.initialize() have no effect" in warning.message
+
+
 def points(folder: str, most: int) -> int:
     """Goes from resize point to resize point; what it has saved there is in the folder."""
     import pathlib

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 import numpy
 import pytest
 
+from prefect_tpu import runtime
 from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
 from prefect_tpu.core.messages import Exited, Phase, Poll, Progress, Returned
 from prefect_tpu.host import streams
 from prefect_tpu.host import supervisor as host_module
 from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux.ports import free_ports
+from prefect_tpu.runtime.reporter import REPORT_INTERVAL_SECONDS
 from prefect_tpu.wire import payload, pickling
 from tests.host.host_support import CPU_JAX, PRELOAD, Run, make_request, supervisor
 
@@ -281,7 +283,7 @@ def test_report_sends_the_newest(host: HostSupervisor) -> None:
     run = Run(host, fn)
     run.value()
     reports = [one for one in run.events if isinstance(one, Progress)]
-    assert reports[-1] == Progress(999, {"loss": 2.0}, first_step=0)
+    assert reports[-1] == Progress(999, {"loss": 2.0}, first_step=0, highest_step=999)
     assert len(reports) < 10
 
 
@@ -425,3 +427,48 @@ def test_payload_and_result_as_arrays_of_bytes(host: HostSupervisor) -> None:
     host.finish(request.attempt_id)
     host.forget(request.attempt_id)
     assert pickling.loads(views) == 3  # the views outlive the attempt
+
+
+def test_a_donated_step_and_a_value_that_is_computed_for_long_disturb_nothing(host: HostSupervisor) -> None:
+    """The function hears of a drain at once, whatever it has reported, and every step arrives."""
+
+    def fn() -> bool:
+        import threading
+
+        import jax
+        import jax.numpy as jnp
+
+        gate = threading.Event()
+
+        class Slow:
+            """A device computes it."""
+
+            def __float__(self) -> float:
+                assert gate.wait(60)
+                return 0.5
+
+        class Broken:
+            def __float__(self) -> float:
+                raise SystemExit(3)
+
+        advance = jax.jit(lambda n: n + 1, donate_argnums=0)
+        runtime.report(step=1)
+        step, norm = jnp.int32(7), jnp.float32(7.0)
+        runtime.report(step=step, norm=norm, loss=Slow(), broken=Broken())
+        step, norm = advance(step), advance(norm)
+        time.sleep(2 * REPORT_INTERVAL_SECONDS)  # by now it has been sent, or has ended the thread that sends
+        print("reported", flush=True)
+        while not runtime.current().draining:
+            time.sleep(0.02)
+        runtime.report(step=step)
+        gate.set()
+        return True
+
+    run = Run(host, fn)
+    run.until_line("reported")
+    host.notify_drain(run.id, [0], 100.0)
+    assert run.value() is True
+    assert [one for one in run.lines("stderr") if "Traceback" in one] == []
+    reports = [one for one in run.events if isinstance(one, Progress)]
+    assert [one.step for one in reports if one.metrics] == [7]
+    assert reports[-1].highest_step == 8

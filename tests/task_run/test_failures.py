@@ -34,10 +34,11 @@ def test_an_attempt_raises_the_error_of_its_kind(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
-def test_a_preload_that_fails_and_checkpoints_of_another_kind_are_configuration(stage: Stage) -> None:
-    """All other stages that no repetition mends are the host process's."""
-    error = as_exception(ended(Kind.FATAL, raised=Raised(stage, "X", "x", "")), None)
-    assert isinstance(error, errors.ConfigurationError) == (stage in ("preload", "checkpoints"))
+def test_what_the_user_has_written_is_configuration(stage: Stage) -> None:
+    """All other stages that no repetition mends are the host process's. A line of the function is named."""
+    error = as_exception(ended(Kind.FATAL, raised=Raised(stage, "X", "x", "line 7")), None)
+    assert isinstance(error, errors.ConfigurationError) == (stage in ("preload", "checkpoints", "program"))
+    assert ("line 7" in str(error.__cause__)) == (stage == "program")
 
 
 def test_infrastructure_is_a_lost_host_a_hang_or_a_process() -> None:

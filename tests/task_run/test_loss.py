@@ -81,22 +81,28 @@ def test_a_preempted_slice_is_replaced_and_not_charged(
 
 
 def test_the_preemption_budget_ends_the_run(whole_again: LocalFleet, tmp_path: Path) -> None:
-    """max_preemptions=0: RetriesExhaustedError with the ledger, although retries are left."""
-    runner: Runner = TpuMultisliceRunner(pool=whole_again, jax_distributed=False, max_preemptions=0)
+    """max_preemptions=1: RetriesExhaustedError with the ledger, although retries are left; which has a checkpoint."""
+    runner: Runner = TpuMultisliceRunner(pool=whole_again, jax_distributed=False, max_preemptions=1)
 
     @task(task_runner=runner, retries=3)
     def never(folder: str) -> None:
         import pathlib
         import time
 
-        pathlib.Path(folder, "running").write_text(runtime.current().slice_name)
+        ctx = runtime.current()
+        assert ctx.checkpoint_dir is not None
+        if ctx.process_id == 0:
+            for name in ("3.orbax-checkpoint-tmp", "2"):
+                pathlib.Path(ctx.checkpoint_dir, name).mkdir(parents=True, exist_ok=True)
+        pathlib.Path(folder, f"running-{ctx.attempt}").write_text(ctx.slice_name)
         time.sleep(3600)
 
-    thread = preempt_when_running(tmp_path / "running", whole_again)
-    with pytest.raises(RetriesExhaustedError, match="max_preemptions=0") as caught:
+    threads = [preempt_when_running(tmp_path / f"running-{attempt}", whole_again) for attempt in (1, 2)]
+    with pytest.raises(RetriesExhaustedError, match="max_preemptions=1") as caught:
         never(str(tmp_path))
-    thread.join()
-    assert len(caught.value.reports) == 1
+    for thread in threads:
+        thread.join()
+    assert [one.found_checkpoint for one in caught.value.reports] == [False, True]
     assert "preempted" in str(caught.value.__cause__)
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from prefect_tpu.core.checkpoints import Checkpoints
+from prefect_tpu.core.checkpoints import Checkpoints, finished
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.messages import CheckpointsFound
 
 log = logging.getLogger("prefect_tpu")
 
@@ -112,6 +113,20 @@ class Look:
         files.write(record, checkpoints.as_json(written))
         self._wrote = True
         return [one for one in said if one]
+
+
+def tell_finished(directory: str, tell: Callable[[CheckpointsFound], None]) -> None:
+    """Tell what is finished in a checkpoint directory now: what the attempts before have got done. Nobody waits."""
+
+    def work() -> None:
+        try:
+            names = files_of(directory).names(directory) or []
+        except Exception as error:  # noqa: BLE001 - it is only for counting
+            log.debug("it is not known which checkpoints are in %s: %s", directory, error)
+        else:
+            tell(CheckpointsFound(finished(names)))
+
+    threading.Thread(target=work, name="prefect-tpu-finished", daemon=True).start()
 
 
 def files_of(directory: str) -> Files:

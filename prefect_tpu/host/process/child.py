@@ -18,25 +18,31 @@ import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Progress, Raised, Returned, Stage
+from prefect_tpu.core.errors import AlreadyInitializedError
+from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Raised, Returned, Stage
 from prefect_tpu.host.process import jax_api, prefect_context
-from prefect_tpu.host.process.checkpoint_record import Look
+from prefect_tpu.host.process.checkpoint_record import Look, tell_finished
 from prefect_tpu.host.process.device_watch import DeviceWatch
 from prefect_tpu.host.process.endings import PythonEnd
 from prefect_tpu.host.process.output import log_to, take_streams
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
-from prefect_tpu.runtime.reporter import REPORT_INTERVAL_SECONDS
+from prefect_tpu.runtime.reporter import LAST_VALUES_SECONDS, REPORT_INTERVAL_SECONDS
 from prefect_tpu.wire import failures, payload, pickling, unpicklable
 from prefect_tpu.wire.channel import receive_command, send_event
+
+log = logging.getLogger("prefect_tpu")
 
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
 """Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""
 EXIT_CODE_CANCELLED = 128 + signal.SIGTERM
 EXIT_CODE_CUT = 1
+TELL_JAX_AGAIN_SECONDS = 0.2
+"""Of a preemption, while the function has not imported JAX."""
 
 _NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
 
@@ -85,15 +91,19 @@ class _Attempt:
         """Call the function, tell what came of it, end as Python does. Returns the exit code."""
         told = self._call()
         self.ends.set()
+        if self.gang is not None:
+            self.gang.reporter.flush()
         if told is not None:
             self.send(told)
         jax_api.keep_until_the_end()
         self.end.run()
         distributed = jax_api.is_distributed()
-        if told is not None:
+        if told is None and distributed:
+            jax_api.mute_native_errors()  # nothing is left to say
+        if told is not None or self._has_peers():
             self.send(Phase("ended"))
             # Threads of other hosts may still need JAX's coordinator, and who left holds up nobody.
-            if distributed or isinstance(told, Returned) or told.left:
+            if distributed or isinstance(told, Returned) or (told is not None and told.left):
                 self.finish.wait()
         if self.exit_code == 0 and not self.cancelled:
             if distributed:
@@ -103,6 +113,10 @@ class _Attempt:
             return self.exit_code  # or JAX would wait for peers that hang because of what happened here
         jax_api.clean_up()
         return self.exit_code
+
+    def _has_peers(self) -> bool:
+        """Other hosts need this process, as long as it is there."""
+        return self.gang is not None and self.gang.context.num_processes > 1 and jax_api.is_distributed()
 
     def _call(self) -> Returned | Raised | None:
         """What the driver is told; None after a cancel."""
@@ -130,10 +144,12 @@ class _Attempt:
         _reseed()
         log_to(self.send, request.log_level)
         prefect_context.install(request.context.run_id)
-        self.gang = process.enter(request.context, lambda *report: self.send(Progress(*report)))
+        self.gang = process.enter(request.context, self.send)
         self.devices = DeviceWatch(request.chips)
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
         look = None if request.checkpoints is None else Look(request.checkpoints, attempt=request.context.attempt)
+        if request.context.process_id == 0 and request.context.checkpoint_dir is not None:
+            tell_finished(request.context.checkpoint_dir, self.send)
         if request.jax is not None:
             self.stage = "jax"
             jax_api.start(request.jax)
@@ -157,7 +173,7 @@ class _Attempt:
 
     def _ship(self, result: Any) -> Returned:
         assert self.gang is not None
-        self.gang.reporter.flush()
+        self.gang.reporter.flush(LAST_VALUES_SECONDS)
         try:
             buffers = pickling.dumps(result, known=self.classes)
         except unpicklable.CannotPickleError as error:
@@ -171,6 +187,8 @@ class _Attempt:
     def _raised(self, error: BaseException, left: Literal["", "drain", "resize"] = "") -> Raised:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        if self.stage == "function" and isinstance(error, AlreadyInitializedError):
+            self.stage = "program"
         return failures.describe(error, self.stage, classes=self.classes, not_the_users=_NOT_THE_USERS, left=left)
 
     def send(self, event: Event) -> None:
@@ -186,38 +204,66 @@ class _Attempt:
     # -- what the agent tells
 
     def _listen(self) -> None:
+        """Hear the agent until it is gone. Whatever fails meanwhile is told, and the next command is heard."""
+        while True:
+            try:
+                if not self._hear():
+                    return
+            except Exception:
+                log.exception("what this host was told could not be done")
+
+    def _hear(self) -> bool:
+        """One command, or what is due now and then; False if nothing will be heard any more."""
         assert self.gang is not None
         assert self.devices is not None
-        while True:
+        try:
             ready, _, _ = select.select([self.channel], [], [], REPORT_INTERVAL_SECONDS)
-            self.devices.look()
-            if not ready:
+        except (OSError, ValueError):  # the function has closed descriptors that are not its own
+            return False
+        command: dict[str, Any] | None = receive_command(self.channel) if ready else {"do": ""}
+        if command is None:
+            return False
+        self.devices.look()
+        match command["do"]:
+            case "":
                 self.gang.reporter.flush()
                 self.end.say_what_it_waits_for()
-                continue
-            command = receive_command(self.channel)
-            if command is None:
+            case "cancel":
+                self._cancel()
+            case "drain":
+                process.tell_drain(command["draining_slices"], command["seconds_left"])
+                if command["tell_jax"]:
+                    threading.Thread(target=self._tell_jax, name="prefect-tpu-preemption", daemon=True).start()
+            case "offer":
+                process.offer_more_slices(command["there"])
+            case "finish":
+                self.finish.set()
+            case "cut":
+                self._cut(command["why"])
+        return True
+
+    def _tell_jax(self) -> None:
+        """JAX's preemption service, as soon as the function has imported JAX, if it does."""
+        assert self.gang is not None
+        context = self.gang.context
+        while context.draining and not self.ends.is_set():
+            # A function that handles SIGTERM itself keeps its handler: JAX's would take its place.
+            alone = not context.jax_distributed and signal.getsignal(signal.SIGTERM) == self.on_cancel_signal
+            try:
+                if jax_api.tell_of_preemption(alone=alone):
+                    return
+            except Exception as error:  # noqa: BLE001 - the function can ask `draining`
+                log.warning("JAX's preemption service is not told of the notice: %s: %s", type(error).__name__, error)
                 return
-            match command["do"]:
-                case "cancel":
-                    self._cancel()
-                case "drain":
-                    process.tell_drain(command["draining_slices"], command["seconds_left"])
-                    if command["tell_jax"]:
-                        jax_api.tell_of_preemption()
-                case "offer":
-                    process.offer_more_slices(command["there"])
-                case "finish":
-                    self.finish.set()
-                case "cut":
-                    self._cut(command["why"])
+            time.sleep(TELL_JAX_AGAIN_SECONDS)
 
     def _cancel(self) -> None:
         if self.stage in ("environment", "jax"):
             os._exit(EXIT_CODE_CANCELLED)  # no user code has run; JAX may block for minutes
         if self.ends.is_set():  # threads and exit hooks have the grace for themselves
             self.cancelled = True
-            self.finish.set()
+            if not self._has_peers():
+                self.finish.set()
             return
         if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:  # else the function handles it itself
             signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
@@ -226,9 +272,7 @@ class _Attempt:
         """Name what has not ended, and end it."""
         running = self.end.what_runs()
         if running:
-            logging.getLogger("prefect_tpu").warning(
-                "its end was cut, as %s: %s had not ended; what it had not finished is lost", why, running
-            )
+            log.warning("its end was cut, as %s: %s had not ended; what it had not finished is lost", why, running)
         os._exit(self.exit_code or EXIT_CODE_CUT)
 
     def on_cancel_signal(self, *_: Any) -> None:

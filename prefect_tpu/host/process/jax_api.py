@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +22,18 @@ COORDINATOR_CONNECT_SECONDS = 5.0
 COORDINATOR_RETRY_SECONDS = 0.01
 
 
+ALONE_START_SECONDS = 10
+"""For a runtime of this process alone."""
+
+_ours = False
+_starting = threading.Lock()
+
+
 def start(init: JaxInit) -> None:
     """Make this process one of JAX's distributed runtime."""
     import jax
 
+    global _ours
     if init.process_id != 0:
         _wait_for_coordinator(init.coordinator_address, init.initialization_timeout_seconds)
     jax.distributed.initialize(
@@ -35,6 +45,41 @@ def start(init: JaxInit) -> None:
         shutdown_timeout_seconds=JAX_SHUTDOWN_TIMEOUT_SECONDS,
         cluster_detection_method="deactivate",  # we know it all; asking the cloud's metadata costs seconds
     )
+    _ours = True
+
+
+def start_alone() -> None:
+    """Start JAX's distributed runtime with this process alone in it, also where JAX has its devices already.
+
+    As JAX does it, past the check that JAX has no devices yet: to a process that is alone they stay the same.
+    Nothing, if it is up.
+    """
+    global _ours
+    from jax._src import distributed
+
+    with _starting:
+        known, fresh = distributed.global_state, distributed.State()
+        if known.client is not None:
+            return
+        address = f"unix-abstract:prefect-tpu-{secrets.token_hex(16)}"  # no port, no proxy, nothing to delete
+        fresh.initialize(
+            coordinator_address=address,
+            coordinator_bind_address=address,
+            num_processes=1,
+            process_id=0,
+            initialization_timeout=ALONE_START_SECONDS,
+            shutdown_timeout_seconds=JAX_SHUTDOWN_TIMEOUT_SECONDS,
+            cluster_detection_method="deactivate",
+        )
+        known.coordinator_address, known.service = fresh.coordinator_address, fresh.service
+        known.preemption_sync_manager = fresh.preemption_sync_manager
+        known.client = fresh.client  # last: the function may ask JAX at this very moment
+        _ours = True
+
+
+def is_ours() -> bool:
+    """Whether JAX's distributed runtime is up in this process, and was started here and not by the function."""
+    return _ours
 
 
 def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
@@ -84,15 +129,27 @@ def mute_native_errors() -> None:
     os.close(null)
 
 
-def tell_of_preemption() -> None:
-    """JAX takes SIGTERM as the notice: `reached_preemption_sync_point` then agrees on a step among all hosts."""
+def tell_of_preemption(*, alone: bool) -> bool:
+    """JAX takes SIGTERM as the notice: `reached_preemption_sync_point` then agrees on a step among all hosts.
+
+    Without JAX's runtime it would never be true.
+
+    Args:
+        alone: JAX's runtime was not started, as this process is alone to JAX: it is started now, for this.
+
+    Returns:
+        False if JAX is not there yet.
+    """
     jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
-        return
+    if jax is None or not hasattr(jax, "distributed"):
+        return False
     from jax._src import distributed
 
+    if alone:
+        start_alone()
     if distributed.global_state.preemption_sync_manager is not None:  # else SIGTERM is a cancel
         os.kill(os.getpid(), signal.SIGTERM)
+    return True
 
 
 def keep_until_the_end() -> None:
@@ -103,6 +160,8 @@ def keep_until_the_end() -> None:
 
 def clean_up() -> None:
     """What JAX's own exit hook does."""
+    global _ours
+    _ours = False
     if (hook := _clean_up()) is not None:
         hook()
 
@@ -113,6 +172,8 @@ def _clean_up() -> Callable[[], None] | None:
 
 def shut_down() -> None:
     """Leave JAX's distributed runtime, if it is up."""
+    global _ours
+    _ours = False
     if not is_distributed():
         return
     try:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from prefect_tpu.host.process import child, jax_api
+from prefect_tpu.host.process import child, jax_api, jax_calls
 from prefect_tpu.linux import processes
 from prefect_tpu.wire.channel import receive, receive_command, send_command
 
@@ -42,6 +42,7 @@ def main(descriptor: int) -> None:
     order = receive_command(control)
     preload: list[str] = order["preload"] if order is not None else os._exit(1)
     gc.disable()
+    jax_calls.watch()
     if not _import(preload, control):
         os._exit(1)
     gc.freeze()  # or the collector would write to the pages that the children share
