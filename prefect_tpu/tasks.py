@@ -108,7 +108,7 @@ def task(
     runner = runner_for(task_runner)
 
     def decorate(function: Callable[P, R]) -> GangTask[P, R]:
-        return GangTask(function, task_runner=runner, checkpoint_key=checkpoint_key, **options)
+        return GangTask.adopt(prefect.task(**options)(function), runner, checkpoint_key)
 
     return decorate(fn) if fn is not None else decorate
 

@@ -13,7 +13,19 @@ from prefect_tpu.core.attempt import OutsideFacts, Watch
 from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import Kind
-from prefect_tpu.core.messages import Exited, LogLine, LogRecord, Notice, Phase, Poll, Progress, Raised, Returned
+from prefect_tpu.core.messages import (
+    Carried,
+    Exited,
+    LogLine,
+    LogRecord,
+    Notice,
+    Phase,
+    Poll,
+    Progress,
+    Raised,
+    Returned,
+)
+from prefect_tpu.core.prefect_run import PrefectRun
 from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang import results
@@ -36,7 +48,7 @@ class GangAttempt:
     """Runs one attempt on slices that are already leased, with agents that are already starting.
 
     `run` blocks on the thread that owns the attempt; `cancelled` is asked often, and True ends it. `room` says how
-    many slices the gang could have now, 0 if no more than it has.
+    many slices the gang could have now, 0 if no more than it has. `prefect`: what hosts are told of the task run.
     """
 
     gang: Gang
@@ -48,6 +60,7 @@ class GangAttempt:
     plan: GangPlan
     observer: Observer
     cancelled: Callable[[], bool]
+    prefect: PrefectRun | None = None
     on_entered: Callable[[], None] = lambda: None
     on_drain: Callable[[str], None] = lambda _: None
     room: Callable[[], int] = lambda: 0
@@ -132,7 +145,8 @@ class GangAttempt:
             self._calls.poll(host)
 
         def launch(host: HostState) -> Any:
-            wanted = request(host.member, self.run_id, self._id, self.number, gang, self.shape, plan, ports)
+            member = host.member
+            wanted = request(member, self.run_id, self._id, self.number, gang, self.shape, plan, ports, self.prefect)
             return host.agent.launch.remote(wanted, shipped, plan.secret_env)
 
         self._calls.answers(launch, plan.agent_start_timeout_seconds, "did not start its process")
@@ -195,6 +209,8 @@ class GangAttempt:
                 case Progress() as report:
                     host.progress(report, time.monotonic())
                     self.observer.progress(host.member, report)
+                case Carried():
+                    self.observer.carried(host.member, event)
                 case Returned():
                     host.returned = event
                 case Raised():

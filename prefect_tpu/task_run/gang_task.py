@@ -9,9 +9,8 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from prefect.context import FlowRunContext
-from prefect.tasks import MaterializingTask, Task, TaskOptions
+from prefect.tasks import MaterializingTask, Task
 from prefect.utilities.callables import get_call_parameters
-from typing_extensions import Unpack
 
 from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
@@ -20,12 +19,14 @@ from prefect_tpu.task_run.cache import with_gang_shape
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey, check_checkpoint_key
 from prefect_tpu.task_run.entry import wrap
 from prefect_tpu.task_run.gang_task_run import GangTaskRun
+from prefect_tpu.task_run.hooks import HooksOf
 from prefect_tpu.task_run.runner import ConfiguredRunner, GangRunner, runner_for
 from prefect_tpu.task_run.threads import threads_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
 RunnerOrClass = ConfiguredRunner | type[ConfiguredRunner]
+_HOOKS = ("on_completion_hooks", "on_failure_hooks", "on_running_hooks")
 
 
 class GangTask(Task[P, R]):
@@ -46,22 +47,11 @@ class GangTask(Task[P, R]):
     checkpoint_key: CheckpointKey | None = None
     gang_run: GangTaskRun | None = None
 
-    def __init__(
-        self,
-        fn: Callable[P, R],
-        *,
-        task_runner: RunnerOrClass,
-        checkpoint_key: CheckpointKey | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> None:
-        super().__init__(fn=fn, **options)
-        self._become_gang(runner_for(task_runner), checkpoint_key)
-
     @classmethod
     def adopt(
         cls, task: Task[P, Any], task_runner: ConfiguredRunner, checkpoint_key: CheckpointKey | None = None
     ) -> GangTask[P, Any]:
-        """`task` as a gang: what `@flow(task_runner=TpuMultisliceRunner(...))` makes of every submitted task."""
+        """`task` as a gang: what `prefect.task` has made, or what a flow with a TpuMultisliceRunner submits."""
         kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
         gang = cast("GangTask[P, Any]", kind.__new__(kind))
         prefect_api.copy_attributes(task, gang)
@@ -95,11 +85,15 @@ class GangTask(Task[P, R]):
         """
         clone = copy.copy(self)
         task_run = clone.gang_run = GangTaskRun(self.task_runner.resolve, clone, parameters, self.checkpoint_key)
-        clone.retry_condition_fn = task_run.retry_condition()
+        clone.retry_condition_fn = task_run.retry_condition(self)
+        for name in _HOOKS:
+            setattr(clone, name, HooksOf(getattr(self, name), self))
         clone.timeout_seconds = None  # it counts from the launch of the gang, not from the queue
         if self.task_run_name:
             clone.task_run_name = cast("Any", self._run_name)
-        clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape())
+        written = copy.copy(self)
+        written.fn = cast("Callable[P, R]", self.body)
+        clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape(), written)
         return clone, task_run
 
     def with_options(
@@ -120,6 +114,7 @@ class GangTask(Task[P, R]):
         runner = runner_for(task_runner) if task_runner is not None else self.task_runner
         key = checkpoint_key if checkpoint_key is not None else self.checkpoint_key
         gang = GangTask.adopt(merged, runner, key)
+        prefect_api.keep_binding(self.fn, gang.fn)
         return cast("GangTask[P, R]", gang)
 
     def _run_name(self, parameters: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
@@ -33,6 +34,7 @@ from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointDirectory, CheckpointKey
 from prefect_tpu.task_run.failures import as_exception
+from prefect_tpu.task_run.prefect_run import RunForHosts
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.retries import Retries, RetryFields
 
@@ -73,6 +75,7 @@ class GangTaskRun:
         self._cancelled = threading.Event()
         self._attempts: Attempts | None = None
         self._observer: RunObserver | None = None
+        self._prefect: RunForHosts | None = None
         self._mend: Callable[[], bool] | None = None
         self._began = (0.0, 0.0)
 
@@ -102,13 +105,14 @@ class GangTaskRun:
         self.reports = []
         self._checkpoints.leave()
 
-    def retry_condition(self) -> Callable[..., Any]:
-        """Prefect's `retry_condition_fn` for the clone: our causes first, else the user's own."""
-        return self.retries.condition(self._keep_or_release)
+    def retry_condition(self, made: Any) -> Callable[..., Any]:
+        """Prefect's `retry_condition_fn` for the clone of the task `made`: our causes first, else the user's own."""
+        return self.retries.condition(made, self._keep_or_release)
 
     def _keep_or_release(self, retry: bool) -> None:
         """A failure of the function's own is retried, or is not."""
-        self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
+        if retry:
+            self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
         if self._attempts is not None and (
             not retry or self.retries.longest_delay_seconds > self.resolved.options.lease_hold_seconds
         ):
@@ -194,7 +198,8 @@ class GangTaskRun:
         self._number += 1
         number = self._number  # never used twice, whatever an attempt ends with: hosts know attempts by it
         self._flow_had_ended = self._flow_ended_badly()
-        call = Call(body, args, kwargs)
+        self._prefect = self._prefect or RunForHosts(body, self.resolved.tuning)
+        call = Call(body, args, kwargs, self._prefect.now(context))
         observer = self._observer = self._observer or self._observe(context.task_run, logger)
         self._began = time.monotonic(), time.time()
 
@@ -221,8 +226,14 @@ class GangTaskRun:
     def _observe(self, task_run: TaskRun, logger: Logger) -> RunObserver:
         tuning = self.resolved.tuning
         lines = tuning.gang_log_lines_per_second
-        run_log = RunLog(logger, RateLimit(lines, lines * tuning.log_burst_seconds))
+        run_log = RunLog(logger, RateLimit(lines, lines * tuning.log_burst_seconds), prints=self._prints_are_logged())
         return RunObserver(run_log, self.task.name, task_run, slice_bars=tuning.slice_bars)
+
+    def _prints_are_logged(self) -> bool:
+        """Unless the task, or else its flow, says that they are not."""
+        flow = FlowRunContext.get()
+        of_flow = None if flow is None or flow.flow is None else flow.flow.log_prints
+        return (of_flow if self.task.log_prints is None else self.task.log_prints) is not False
 
     def _look(self) -> None:
         """Stop if the flow run that this task run belongs to has ended badly, or the process is ending.
@@ -269,13 +280,17 @@ class GangTaskRun:
             self.retries.leave_to_prefect()
             raise
         report = ended.report
-        verdict = report.verdict
+        verdict, shaped = report.verdict, None
         self.retries.judge(report)
-        self._record(report, again=self.retries.another_follows(verdict))
         if verdict.kind is Kind.SUCCEEDED:
             assert ended.results is not None
             assert report.gang is not None
-            return self.resolved.shape_results(ended.results, report.gang.hosts_per_slice)
+            shaped = self.resolved.shape_results(ended.results, report.gang.hosts_per_slice)
+            if isinstance(shaped, State) and shaped.is_failed():
+                self.retries.returned_failure()
+        self._record(report, again=self.retries.another_follows())
+        if verdict.kind is Kind.SUCCEEDED:
+            return shaped
         self._tell(self.reports[-1])
         if verdict.kind is Kind.TIMED_OUT:
             self.task.timeout_seconds = self.timeout_seconds  # Prefect's message quotes it

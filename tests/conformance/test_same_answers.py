@@ -1,0 +1,268 @@
+"""Small programs whose answer is the same from Prefect's own runner and from a gang. Each once was not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.states import Failed
+
+from tests.conformance.conftest import Side, note, noted
+
+both = pytest.mark.parametrize("side", ["prefect", "task_runner"], indirect=True)
+
+
+@contextmanager
+def heard(logger: str = "prefect.task_runs") -> Iterator[list[logging.LogRecord]]:
+    """What is logged for runs meanwhile."""
+    records: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    keep = Keep()
+    logging.getLogger(logger).addHandler(keep)
+    try:
+        yield records
+    finally:
+        logging.getLogger(logger).removeHandler(keep)
+
+
+def made_by_exec(source: str, name: str) -> Callable[..., Any]:
+    """A function without a source file, as `python -` and notebooks have them."""
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    return namespace[name]  # type: ignore[no-any-return]
+
+
+# -- caches
+
+
+@both
+def test_functions_without_source_have_a_cache_key_each(side: Side) -> None:
+    """Two functions made by exec, called with the same: none is served the other's result."""
+    one = side.task(persist_result=True)(made_by_exec("def one(x):\n    return len(str(x))", "one"))
+    two = side.task(persist_result=True)(made_by_exec("def two(x):\n    return x + 40", "two"))
+    assert flow(lambda: (one(1), two(1)))() == (1, 41)
+
+
+@both
+def test_a_cache_key_function_is_given_the_task_that_was_made(side: Side) -> None:
+    """Its options are those that the user wrote."""
+    seen: list[Any] = []
+
+    def key(context: Any, _: Any) -> str:
+        seen.append((context.task.timeout_seconds, context.task.fn is body))
+        return f"key-{side.name}"
+
+    def body() -> int:
+        return 1
+
+    flow(lambda: side.task(timeout_seconds=30, cache_key_fn=key)(body)())()
+    assert seen[0] == (30, True)
+
+
+# -- methods
+
+
+class Model:
+    """With tasks that are methods; made for each side by `tasks_of`."""
+
+    size = 4
+
+
+def plus(self: Model, x: int) -> int:
+    return self.size + x
+
+
+def of_class(cls: type[Model], x: int) -> int:
+    return cls.size * x
+
+
+@both
+def test_with_options_of_a_method_keeps_whose_it_is(side: Side) -> None:
+    """Of a method, a classmethod and a staticmethod, again and again, and beside others of the same class."""
+
+    class Sized(Model):
+        plus = side.task()(plus)
+        of_class = side.task()(classmethod(of_class))
+        alone = side.task()(staticmethod(abs))
+
+    mine, other = Sized(), Sized()
+    other.size = 10
+    assert mine.plus.with_options(retries=1).with_options(name="x")(1) == 5
+    assert other.plus.with_options(retries=1)(1) == 11
+    assert Sized.of_class.with_options(retries=1)(3) == 12
+    assert Sized.alone.with_options(retries=1)(-3) == 3
+
+
+# -- retries
+
+
+class Never:
+    """A retry condition whose call gives a coroutine, though it is no coroutine function itself."""
+
+    async def __call__(self, task: Any, run: Any, state: Any) -> bool:
+        return False
+
+
+@both
+def test_a_condition_whose_call_is_async_is_awaited(side: Side, tmp_path: Path) -> None:
+    """Its no is a no, from a flow and from an async one."""
+    attempts = tmp_path / "attempts"
+
+    def fails(path: str) -> None:
+        note(path, "x")
+        raise ValueError("no")
+
+    async def fails_later(path: str) -> None:
+        note(path, "x")
+        raise ValueError("no")
+
+    for body in (fails, fails_later):
+        task = side.task(retries=2, retry_condition_fn=Never())(body)
+        if body is fails:
+            flow(lambda: task(str(attempts), return_state=True))(return_state=True)
+        else:
+
+            @flow
+            async def later() -> Any:
+                return await task(str(attempts), return_state=True)
+
+            import asyncio
+
+            asyncio.run(later(return_state=True))
+    assert noted(attempts) == ["x", "x"]
+
+
+@both
+def test_delays_after_returned_failures_follow_the_list(side: Side, tmp_path: Path) -> None:
+    """A function that returns Failed() waits as one that raises: the second delay is the second of the list."""
+    times = tmp_path / "times"
+
+    def fails(path: str) -> Any:
+        note(path, time.time())
+        return Failed(message="no")
+
+    task = side.task(retries=2, retry_delay_seconds=[0.1, 1.5])(fails)
+    state = flow(lambda: task(str(times), return_state=True))(return_state=True)
+    first, second, third = map(float, noted(times))
+    assert third - second >= 1.5
+    assert second - first < third - second
+    assert state.is_failed()
+
+
+@both
+def test_the_message_of_a_timeout_has_its_number(side: Side) -> None:
+    """Also where the retry condition was asked, and said no."""
+    task = side.task(timeout_seconds=0.5, retries=1, retry_condition_fn=lambda *_: False)(sleep_long)
+    assert task(return_state=True).message == "Task run exceeded timeout of 0.5 second(s)"
+
+
+def sleep_long() -> None:
+    time.sleep(20)
+
+
+@both
+def test_hooks_and_conditions_are_given_the_task_that_was_made(side: Side) -> None:
+    """Timeout, delays and condition are as the user wrote them; it is the very object."""
+    seen: list[Any] = []
+
+    def condition(given: Any, run: Any, state: Any) -> bool:
+        seen.append(
+            (given.timeout_seconds, given.retry_delay_seconds, given.retry_condition_fn is condition, given.retries)
+        )
+        return False
+
+    def hook(given: Any, run: Any, state: Any) -> None:
+        seen.append(given is task)
+
+    task = side.task(retries=1, timeout_seconds=30, retry_delay_seconds=[0.1, 0.2], retry_condition_fn=condition)(fails)
+    task.on_running(hook)
+    task.on_failure(hook)
+    task(return_state=True)
+    assert seen == [True, (30, [0.1, 0.2], True, 1), True]
+
+
+def fails() -> None:
+    raise ValueError
+
+
+# -- logs
+
+
+def say(text: str = "printed by the function") -> int:
+    print(text)
+    return 1
+
+
+@both
+def test_prints_of_hooks_are_in_the_logs_of_a_flow_that_logs_prints(side: Side) -> None:
+    """A task that says nothing about `log_prints` has its flow's."""
+    task = side.task(lambda: 1)
+    task.on_completion(lambda *_: print("printed by a hook"))
+    with heard() as records:
+        flow(lambda: task(), log_prints=True)()
+    assert task.log_prints is None
+    assert "printed by a hook" in [one.getMessage() for one in records]
+
+
+@both
+def test_log_prints_false_keeps_prints_out_of_the_logs(side: Side, capfd: pytest.CaptureFixture[str]) -> None:
+    """By the task, by its flow, by with_options; they are on the flow's own stdout."""
+    task = side.task(say)
+    with heard() as records:
+        flow(lambda: task.with_options(log_prints=False)("one"))()
+        flow(lambda: task("two"), log_prints=False)()
+    assert [one.getMessage() for one in records if "one" in one.getMessage() or "two" in one.getMessage()] == []
+    out = capfd.readouterr().out
+    assert "one" in out
+    assert "two" in out
+
+
+@both
+def test_what_a_log_record_carries_beside_its_text_arrives(side: Side) -> None:
+    """`extra`: send_to_api=False among it; nothing in it can make it another run's record, or fail the run."""
+
+    def speaks() -> None:
+        from prefect import get_run_logger
+
+        get_run_logger().info("secret", extra={"send_to_api": False, "step": 3, "odd": object(), "many": "x" * 100_000})
+        get_run_logger().info("mine", extra={"task_run_id": "other"})
+
+    with heard() as records:
+        flow(lambda: side.task(speaks)())()
+    secret = next(one for one in records if "secret" in one.getMessage())
+    mine = next(one for one in records if "mine" in one.getMessage())
+    assert (secret.send_to_api, secret.step) == (False, 3)  # type: ignore[attr-defined]
+    if side.gangs:
+        assert mine.task_run_id == secret.task_run_id  # type: ignore[attr-defined]
+        assert len(getattr(secret, "many", "")) < 100_000
+
+
+# -- flows
+
+
+@both
+def test_a_flow_that_submits_has_no_hook_that_nobody_made(side: Side) -> None:
+    """None in its logs, none in the flow object afterwards; its own hooks run once each."""
+    called: list[str] = []
+    task = side.task(lambda: 1)
+    one = flow(lambda: [task.submit().wait(), task.submit()])
+    one.on_completion(lambda *_: called.append("mine"))
+    with heard("prefect.flow_runs") as records:
+        one()
+        one()
+    assert [
+        text for text in (record.getMessage() for record in records) if "hook" in text and "lambda" not in text
+    ] == []
+    assert len(one.on_completion_hooks) == 1
+    assert [len(hooks) for hooks in (one.on_failure_hooks, one.on_cancellation_hooks, one.on_crashed_hooks)] == [0] * 3
+    assert called == ["mine", "mine"]
