@@ -27,7 +27,7 @@ def extra_of(record: logging.LogRecord) -> dict[str, Any]:
 
 def usable(extra: Mapping[str, Any]) -> dict[str, Any]:
     """What of it can be given to a run's logger."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, value in extra.items():
         if name in _OF_RECORDS or name in _OF_RUNS or not isinstance(name, str) or len(kept) == MAX_EXTRAS:
             continue

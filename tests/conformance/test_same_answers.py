@@ -9,11 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy
+import prefect
 import pytest
 from prefect import flow
+from prefect.assets import Asset
+from prefect.assets import materialize as prefect_materialize
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Failed
 
+import prefect_tpu
+from prefect_tpu import ConfigurationError
 from tests.conformance.conftest import Side, note, noted
+from tests.waiting import eventually
 
 both = pytest.mark.parametrize("side", ["prefect", "task_runner"], indirect=True)
 
@@ -86,6 +94,10 @@ def of_class(cls: type[Model], x: int) -> int:
     return cls.size * x
 
 
+def alone(x: int) -> int:
+    return -x
+
+
 @both
 def test_with_options_of_a_method_keeps_whose_it_is(side: Side) -> None:
     """Of a method, a classmethod and a staticmethod, again and again, and beside others of the same class."""
@@ -93,7 +105,7 @@ def test_with_options_of_a_method_keeps_whose_it_is(side: Side) -> None:
     class Sized(Model):
         plus = side.task()(plus)
         of_class = side.task()(classmethod(of_class))
-        alone = side.task()(staticmethod(abs))
+        alone = side.task()(staticmethod(alone))
 
     mine, other = Sized(), Sized()
     other.size = 10
@@ -266,3 +278,137 @@ def test_a_flow_that_submits_has_no_hook_that_nobody_made(side: Side) -> None:
     assert len(one.on_completion_hooks) == 1
     assert [len(hooks) for hooks in (one.on_failure_hooks, one.on_cancellation_hooks, one.on_crashed_hooks)] == [0] * 3
     assert called == ["mine", "mine"]
+
+
+# -- what the function knows of its run, and gives to Prefect
+
+
+def who(x: int, y: int = 2) -> dict[str, Any]:
+    from prefect.context import TagsContext
+    from prefect.runtime import deployment, flow_run, task_run
+
+    return {
+        "task_run": (task_run.name, task_run.task_name, sorted(task_run.tags), task_run.parameters, task_run.run_count),
+        "flow_run": (flow_run.name, flow_run.flow_name, flow_run.tags, flow_run.parameters, flow_run.run_count),
+        "ids": (
+            len(task_run.id),
+            len(flow_run.id),
+            flow_run.parent_flow_run_id,
+            flow_run.root_flow_run_id == flow_run.id,
+        ),
+        "links": (task_run.api_url.endswith(task_run.id), flow_run.api_url.endswith(flow_run.id)),
+        "tags": sorted(TagsContext.get().current_tags),
+        "deployment": (deployment.id, deployment.name),
+    }
+
+
+@both
+def test_the_function_reads_its_own_run(side: Side) -> None:
+    """Names, tags, parameters with defaults, counts, links."""
+    task = side.task(task_run_name="mine-{x}", tags=["a"])(who)
+
+    def main(seed: int) -> Any:
+        with prefect.tags("b"):
+            return task(1)
+
+    assert flow(main, name="trains", flow_run_name="red-fox")(3) == {
+        "task_run": ("mine-1", "who", ["a", "b"], {"x": 1, "y": 2}, 1),
+        "flow_run": ("red-fox", "trains", [], {"seed": 3}, 1),
+        "ids": (36, 36, None, True),
+        "links": (True, True),
+        "tags": ["b"],
+        "deployment": (None, None),
+    }
+
+
+@both
+def test_the_function_can_tell_its_attempts_by_the_run_count(side: Side) -> None:
+    """It is the engine's, of this attempt."""
+
+    def second_time() -> str:
+        from prefect.runtime import task_run
+
+        if task_run.run_count < 2:
+            raise ValueError("first attempt")
+        return "second attempt"
+
+    assert side.task(retries=3)(second_time)() == "second attempt"
+
+
+@both
+def test_big_parameters_of_a_flow_are_no_reason_to_fail(side: Side) -> None:
+    """Hosts do not get them unasked; who asks is told."""
+
+    def ask() -> int:
+        from prefect.runtime import flow_run
+
+        return int(flow_run.parameters["weights"].nbytes)
+
+    task = side.task(ask)
+
+    @flow
+    def main(weights: Any) -> Any:
+        return side.task(lambda: 1)(), task()
+
+    if not side.gangs:
+        assert main(numpy.zeros(100_000)) == (1, 800_000)
+        return
+    with pytest.raises(ConfigurationError, match="bigger than PREFECT_INTEGRATIONS_TPU_FLOW_PARAMETERS_BYTES=100000"):
+        main(numpy.zeros(100_000))
+
+
+def emits(name: str) -> int:
+    from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+    from prefect.events import emit_event
+
+    emit_event(name, resource={"prefect.resource.id": "mine.1"}, payload={"loss": 0.5})
+    create_markdown_artifact("# text", key=f"{name.replace('.', '-')}-notes", description="what came out")
+    number = create_progress_artifact(0.0, key=f"{name.replace('.', '-')}-progress")
+    update_progress_artifact(number, 40.0)
+    return 1
+
+
+@both
+def test_events_and_artifacts_of_the_function_are_in_prefect(side: Side, client: SyncPrefectClient) -> None:
+    """With their contents, and as the task run's own; a progress artifact is one, at its newest value."""
+    name = f"mine.{side.name.replace('_', '')}"
+    state = flow(lambda: side.task(emits)(name, return_state=True))()
+    run_id = str(state.state_details.task_run_id)
+
+    def events() -> list[dict[str, Any]]:
+        body = {"filter": {"event": {"name": [name]}}}
+        return client.request("POST", "/events/filter", json=body).json()["events"]  # type: ignore[no-any-return]
+
+    def artifacts() -> dict[str, Any]:
+        body = {"artifacts": {"key": {"like_": name.replace(".", "-")}}}
+        found = client.request("POST", "/artifacts/filter", json=body).json()
+        by_key = {one["key"].rpartition("-")[2]: one for one in found}
+        return by_key if by_key.get("progress", {}).get("data") == 40.0 else {}
+
+    (event,) = eventually(events, "the event")
+    assert event["payload"] == {"loss": 0.5}
+    assert f"prefect.task-run.{run_id}" in [one["prefect.resource.id"] for one in event["related"]]
+    found = eventually(artifacts, "the artifacts")
+    assert set(found) == {"notes", "progress"}
+    assert (found["notes"]["data"], found["notes"]["description"]) == ("# text", "what came out")
+    assert {one["task_run_id"] for one in found.values()} == {run_id}
+
+
+@both
+def test_metadata_that_the_function_adds_to_its_asset_is_in_the_event(side: Side, client: SyncPrefectClient) -> None:
+    """`asset.add_metadata` inside `materialize`."""
+    asset = Asset(key=f"s3://mine/{side.name.replace('_', '-')}")
+
+    def trains() -> int:
+        asset.add_metadata({"loss": 0.5})
+        return 1
+
+    made = prefect_tpu.materialize(asset, task_runner=side.runner) if side.gangs else prefect_materialize(asset)
+    assert flow(lambda: made(trains)())() == 1
+
+    def events() -> list[dict[str, Any]]:
+        body = {"filter": {"event": {"prefix": ["prefect.asset.materialization"]}, "resource": {"id": [asset.key]}}}
+        return client.request("POST", "/events/filter", json=body).json()["events"]  # type: ignore[no-any-return]
+
+    (event,) = eventually(events, "the materialization")
+    assert event["payload"] == {"loss": 0.5}

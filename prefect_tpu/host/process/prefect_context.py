@@ -121,8 +121,8 @@ class PrefectContext:
         FlowRunContext.model_construct(
             flow=Flow(fn=_nothing, name=name or "flow", version=version),
             flow_run=FlowRun.model_validate(known),
-            task_runner=None,
-            client=None,
+            task_runner=None,  # type: ignore[arg-type]
+            client=None,  # type: ignore[arg-type]
             parameters=parameters,
             result_store=ResultStore(),
         ).__enter__()
@@ -138,8 +138,10 @@ class PrefectContext:
             flow_run.FIELDS[one] = _refuser(text)
         deployment.FIELDS["id"] = _just(of_deployment)
         for one in ("name", "version", "parameters"):
-            if of_deployment is not None:
-                deployment.FIELDS[one] = _refuser(f"prefect.runtime.deployment.{one}")
+            known_to_be_none = of_deployment is None and one != "parameters"
+            deployment.FIELDS[one] = (
+                _just(None) if known_to_be_none else _refuser(f"prefect.runtime.deployment.{one} was read there")
+            )
 
     def _flow_parameters(self) -> dict[str, Any] | None:
         if self._run.flow_parameters is None:

@@ -124,8 +124,8 @@ class Client:
     def create_artifact(self, artifact: Any) -> Any:
         return self._artifacts.create(artifact)
 
-    def update_artifact(self, artifact_id: UUID, artifact: Any) -> None:
-        self._artifacts.update(artifact_id, artifact)
+    def update_artifact(self, artifact_id: UUID, artifact: Any) -> Any:
+        return self._artifacts.update(artifact_id, artifact)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -207,14 +207,14 @@ def stand_in(outbox: Outbox) -> None:
 
     artifacts = Artifacts(outbox)
     for context, client in ((SyncClientContext, Client(artifacts)), (AsyncClientContext, AsyncClient(artifacts))):
-        context.get = _always(_ClientContext(client))  # type: ignore[method-assign,assignment]
-    EventsWorker.instance = _always(_Events(outbox, PrefectEventsClient))  # type: ignore[method-assign,assignment]
+        context.get = _always(_ClientContext(client))  # type: ignore[method-assign]
+    EventsWorker.instance = _always(_Events(outbox, PrefectEventsClient))  # type: ignore[method-assign]
     for service in (
         services.ConcurrencySlotAcquisitionService,
         services.ConcurrencySlotAcquisitionWithLeaseService,
         services_v1.ConcurrencySlotAcquisitionService,
     ):
-        service.instance = _refused("concurrency or rate_limit was entered there")  # type: ignore[attr-defined]
+        service.instance = _refused("concurrency or rate_limit was entered there")  # type: ignore[method-assign]
     for name in REFUSED_TASK_METHODS:
         text = f"{name.strip('_')} of a task. Its plain function can be called on a host: `.fn(...)`"
         setattr(Task, name, _refused_method(text))
