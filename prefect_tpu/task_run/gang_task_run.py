@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 from prefect.client.schemas.objects import State
@@ -26,20 +26,16 @@ from prefect_tpu.core.errors import (
     SliceUnavailableError,
 )
 from prefect_tpu.core.kinds import KINDS, Kind
-from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.gang.attempts import Attempts, Call, Ended
 from prefect_tpu.observability import artifacts, logs, states
-from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointDirectory, CheckpointKey
 from prefect_tpu.task_run.failures import as_exception
+from prefect_tpu.task_run.observing import observe
 from prefect_tpu.task_run.prefect_run import RunForHosts
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.retries import Retries, RetryFields
-
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import TaskRun
 
 
 LOOK_SECONDS = 0.2
@@ -102,7 +98,7 @@ class GangTaskRun:
             self._observer = None
         if self._mend is not None and self._mend():
             self._mend = None  # it holds the task run's context, and with it the parameters
-        self.reports = []
+        self.reports, self._prefect = [], None
         self._checkpoints.leave()
 
     def retry_condition(self, made: Any) -> Callable[..., Any]:
@@ -200,7 +196,7 @@ class GangTaskRun:
         self._flow_had_ended = self._flow_ended_badly()
         self._prefect = self._prefect or RunForHosts(body, self.resolved.tuning)
         call = Call(body, args, kwargs, self._prefect.now(context))
-        observer = self._observer = self._observer or self._observe(context.task_run, logger)
+        observer = self._observer = self._observer or observe(self.task, context.task_run, logger, self.resolved.tuning)
         self._began = time.monotonic(), time.time()
 
         def work() -> None:
@@ -222,18 +218,6 @@ class GangTaskRun:
         threading.Thread(
             target=copy_context().run, args=(work,), name=f"gang-{context.task_run.name}", daemon=True
         ).start()
-
-    def _observe(self, task_run: TaskRun, logger: Logger) -> RunObserver:
-        tuning = self.resolved.tuning
-        lines = tuning.gang_log_lines_per_second
-        run_log = RunLog(logger, RateLimit(lines, lines * tuning.log_burst_seconds), prints=self._prints_are_logged())
-        return RunObserver(run_log, self.task.name, task_run, slice_bars=tuning.slice_bars)
-
-    def _prints_are_logged(self) -> bool:
-        """Unless the task, or else its flow, says that they are not."""
-        flow = FlowRunContext.get()
-        of_flow = None if flow is None or flow.flow is None else flow.flow.log_prints
-        return (of_flow if self.task.log_prints is None else self.task.log_prints) is not False
 
     def _look(self) -> None:
         """Stop if the flow run that this task run belongs to has ended badly, or the process is ending.
