@@ -1,6 +1,7 @@
 """Every name of Prefect that it does not promise to keep. Runs: driver.
 
-On hosts `host/process/prefect_context.py` is the one for that. A new release of Prefect is read against these two.
+On hosts `host/process/prefect_context.py` and `prefect_stand_ins.py` are those for that. A new release of Prefect is
+read against these three.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ def keep_binding(of: Callable[..., Any], into: Callable[..., Any]) -> None:
 
 def deployment_of(flow_run: FlowRun) -> UUID | None:
     """The deployment that the flow run, or the one that it is nested in, is a run of."""
-    from prefect.context import _deployment_id
+    import prefect.context
 
-    return _deployment_id.get() or flow_run.deployment_id
+    of_parent = getattr(prefect.context, "_deployment_id", None)
+    return (of_parent.get() if of_parent is not None else None) or flow_run.deployment_id
 
 
 def refuse_visualization(text: str) -> None:

@@ -39,6 +39,7 @@ class GangTask(Task[P, R]):
         body: the user's function. `fn` launches the gang when Prefect's engine calls it, and is `body`
             everywhere else.
         task_runner: how the gang runs.
+        made: the task that the user has, where it is not this one: see `adopt`.
         checkpoint_key: names `checkpoint_dir` below `checkpoint_root`; None: the runner's, else an automatic name.
     """
 
@@ -46,6 +47,7 @@ class GangTask(Task[P, R]):
     task_runner: ConfiguredRunner
     checkpoint_key: CheckpointKey | None = None
     gang_run: GangTaskRun | None = None
+    made: Task[..., Any] | None = None
 
     @classmethod
     def adopt(
@@ -85,9 +87,10 @@ class GangTask(Task[P, R]):
         """
         clone = copy.copy(self)
         task_run = clone.gang_run = GangTaskRun(self.task_runner.resolve, clone, parameters, self.checkpoint_key)
-        clone.retry_condition_fn = task_run.retry_condition(self)
+        made = self.made or self
+        clone.retry_condition_fn = task_run.retry_condition(made)
         for name in _HOOKS:
-            setattr(clone, name, HooksOf(getattr(self, name), self))
+            setattr(clone, name, HooksOf(getattr(self, name), made))
         clone.timeout_seconds = None  # it counts from the launch of the gang, not from the queue
         if self.task_run_name:
             clone.task_run_name = cast("Any", self._run_name)

@@ -37,7 +37,6 @@ from prefect_tpu.task_run.prefect_run import RunForHosts
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.retries import Retries, RetryFields
 
-
 LOOK_SECONDS = 0.2
 """How often the engine's thread looks whether it is to stop, while the gang runs on a thread of its own."""
 

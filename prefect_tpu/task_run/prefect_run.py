@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from prefect.context import TaskRunContext
 
     from prefect_tpu.options.tuning import Tuning
+
+log = logging.getLogger("prefect_tpu.task_run")
 
 _OF_TASK_RUN = {
     "id", "name", "flow_run_id", "task_key", "dynamic_key", "task_version", "tags", "run_count", "flow_run_run_count",
@@ -42,7 +45,14 @@ class RunForHosts:
         self._pickled = False
 
     def now(self, context: TaskRunContext) -> PrefectRun:
-        """As it is when an attempt begins; to be called in the task run's own context."""
+        """As it is when an attempt begins; to be called in the task run's own context. Never raises."""
+        try:
+            return self._read(context)
+        except Exception as error:  # noqa: BLE001 - names that are no texts: no reason to fail the run
+            log.warning("hosts know little of task run %s: %r", context.task_run.id, error)
+            return PrefectRun.unknown(str(context.task_run.id))
+
+    def _read(self, context: TaskRunContext) -> PrefectRun:
         flow, tags, assets, tuning = FlowRunContext.get(), TagsContext.get(), AssetContext.get(), self._tuning
         run = context.task_run
         task = run.model_dump(mode="json", include=_OF_TASK_RUN)

@@ -13,6 +13,7 @@ import numpy
 import prefect
 import pytest
 from prefect import flow
+from prefect.artifacts import create_progress_artifact
 from prefect.assets import Asset
 from prefect.assets import materialize as prefect_materialize
 from prefect.client.orchestration import SyncPrefectClient
@@ -182,15 +183,13 @@ def sleep_long() -> None:
     time.sleep(20)
 
 
-@both
 def test_hooks_and_conditions_are_given_the_task_that_was_made(side: Side) -> None:
-    """Timeout, delays and condition are as the user wrote them; it is the very object."""
+    """Timeout, delays and condition are as the user wrote them; it is the very object, whoever made a gang of it."""
     seen: list[Any] = []
 
     def condition(given: Any, run: Any, state: Any) -> bool:
-        seen.append(
-            (given.timeout_seconds, given.retry_delay_seconds, given.retry_condition_fn is condition, given.retries)
-        )
+        own = given.retry_condition_fn is condition
+        seen.append((given.timeout_seconds, given.retry_delay_seconds, own, given.retries))
         return False
 
     def hook(given: Any, run: Any, state: Any) -> None:
@@ -199,7 +198,7 @@ def test_hooks_and_conditions_are_given_the_task_that_was_made(side: Side) -> No
     task = side.task(retries=1, timeout_seconds=30, retry_delay_seconds=[0.1, 0.2], retry_condition_fn=condition)(fails)
     task.on_running(hook)
     task.on_failure(hook)
-    task(return_state=True)
+    side.flow(lambda: task.submit(return_state=True))(return_state=True)
     assert seen == [True, (30, [0.1, 0.2], True, 1), True]
 
 
@@ -357,7 +356,7 @@ def test_big_parameters_of_a_flow_are_no_reason_to_fail(side: Side) -> None:
         main(numpy.zeros(100_000))
 
 
-def emits(name: str) -> int:
+def emits(name: str, of_flow: Any) -> int:
     from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
     from prefect.events import emit_event
 
@@ -365,6 +364,7 @@ def emits(name: str) -> int:
     create_markdown_artifact("# text", key=f"{name.replace('.', '-')}-notes", description="what came out")
     number = create_progress_artifact(0.0, key=f"{name.replace('.', '-')}-progress")
     update_progress_artifact(number, 40.0)
+    update_progress_artifact(of_flow, 70.0)
     return 1
 
 
@@ -372,7 +372,13 @@ def emits(name: str) -> int:
 def test_events_and_artifacts_of_the_function_are_in_prefect(side: Side, client: SyncPrefectClient) -> None:
     """With their contents, and as the task run's own; a progress artifact is one, at its newest value."""
     name = f"mine.{side.name.replace('_', '')}"
-    state = flow(lambda: side.task(emits)(name, return_state=True))()
+
+    @flow
+    def main() -> Any:
+        of_flow = create_progress_artifact(0.0, key=f"{name.replace('.', '-')}-whole")
+        return side.task(emits)(name, of_flow, return_state=True), of_flow
+
+    state, of_flow = main()
     run_id = str(state.state_details.task_run_id)
 
     def events() -> list[dict[str, Any]]:
@@ -383,12 +389,14 @@ def test_events_and_artifacts_of_the_function_are_in_prefect(side: Side, client:
         body = {"artifacts": {"key": {"like_": name.replace(".", "-")}}}
         found = client.request("POST", "/artifacts/filter", json=body).json()
         by_key = {one["key"].rpartition("-")[2]: one for one in found}
-        return by_key if by_key.get("progress", {}).get("data") == 40.0 else {}
+        return by_key if [by_key.get(one, {}).get("data") for one in ("progress", "whole")] == [40.0, 70.0] else {}
 
     (event,) = eventually(events, "the event")
     assert event["payload"] == {"loss": 0.5}
     assert f"prefect.task-run.{run_id}" in [one["prefect.resource.id"] for one in event["related"]]
     found = eventually(artifacts, "the artifacts")
+    whole = found.pop("whole")
+    assert (whole["id"], whole["data"], whole["task_run_id"]) == (str(of_flow), 70.0, None)
     assert set(found) == {"notes", "progress"}
     assert (found["notes"]["data"], found["notes"]["description"]) == ("# text", "what came out")
     assert {one["task_run_id"] for one in found.values()} == {run_id}

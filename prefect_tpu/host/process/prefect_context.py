@@ -34,6 +34,7 @@ class PrefectContext:
         self._outbox = prefect_stand_ins.Outbox(send, run)
         self._parameters: dict[str, Any] = {}
         self._called = False
+        self._why_no_parameters = ""
 
     def install(self) -> None:
         """See to Prefect now if it is imported already, else as soon as it is."""
@@ -54,11 +55,11 @@ class PrefectContext:
             self._try(self._enter)
 
     def _try(self, *steps: Callable[[], None]) -> None:
-        try:
-            for step in steps:
+        for step in steps:
+            try:
                 step()
-        except Exception:
-            log.warning("get_run_logger() and prefect.runtime will not work on this host", exc_info=True)
+            except Exception:
+                log.warning("some of Prefect will not work on this host, or will wait for an API", exc_info=True)
 
     def _stand_in(self) -> None:
         # Only here, and only if the function has Prefect imported: hosts may not even have it.
@@ -128,7 +129,7 @@ class PrefectContext:
         ).__enter__()
         unknown = {}
         if parameters is None:
-            unknown["parameters"] = f"prefect.runtime.flow_run.parameters: {self._run.why_no_flow_parameters}"
+            unknown["parameters"] = f"prefect.runtime.flow_run.parameters: {self._why_no_parameters}"
         if has_job_variables:
             unknown["job_variables"] = "prefect.runtime.flow_run.job_variables: they may have secrets, and stay there"
         if known.get("parent_task_run_id") is not None:
@@ -144,9 +145,15 @@ class PrefectContext:
             )
 
     def _flow_parameters(self) -> dict[str, Any] | None:
+        """None, and why, if they did not travel or cannot be rebuilt here."""
+        self._why_no_parameters = self._run.why_no_flow_parameters
         if self._run.flow_parameters is None:
             return None
-        found: dict[str, Any] = pickling.loads(list(self._run.flow_parameters))
+        try:
+            found: dict[str, Any] = pickling.loads(list(self._run.flow_parameters))
+        except Exception as error:  # noqa: BLE001 - the user's classes; the function need not ask for them
+            self._why_no_parameters = f"they cannot be rebuilt here: {error}"
+            return None
         return found
 
 
