@@ -1,6 +1,7 @@
 """Every name of Prefect that it does not promise to keep. Runs: driver.
 
-On hosts `host/process/prefect_context.py` is the one for that. A new release of Prefect is read against these two.
+On hosts `host/process/prefect_context.py` and `prefect_stand_ins.py` are those for that. A new release of Prefect is
+read against these three.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.task_engine import TaskRunTimeoutError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.client.schemas.objects import FlowRun, State, TaskRun
     from prefect.context import FlowRunContext
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect.tasks import Task
@@ -61,6 +64,21 @@ def parent_of(flow_run: FlowRunContext) -> FlowRunContext | None:
     return None if before is None or before is Token.MISSING else cast("FlowRunContext", before)
 
 
+def keep_binding(of: Callable[..., Any], into: Callable[..., Any]) -> None:
+    """A task's function that is a method remembers its object, or its class, so that calls pass it."""
+    for name in ("__prefect_self__", "__prefect_cls__"):
+        if hasattr(of, name):
+            setattr(into, name, getattr(of, name))
+
+
+def deployment_of(flow_run: FlowRun) -> UUID | None:
+    """The deployment that the flow run, or the one that it is nested in, is a run of."""
+    import prefect.context
+
+    of_parent = getattr(prefect.context, "_deployment_id", None)
+    return (of_parent.get() if of_parent is not None else None) or flow_run.deployment_id
+
+
 def refuse_visualization(text: str) -> None:
     """Raise inside `flow.visualize()`, as Prefect does with what it cannot draw."""
     from prefect.utilities.visualization import VisualizationUnsupportedError, get_task_viz_tracker
@@ -74,6 +92,15 @@ def emit_state_change(task_run: TaskRun, before: State[Any] | None, after: State
     from prefect.utilities.engine import emit_task_run_state_change_event
 
     emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=after)
+
+
+def send_event(fields: dict[str, Any]) -> None:
+    """Emit an event that was made elsewhere, as it is; with the runs of this context as related resources."""
+    from prefect.events import Event
+    from prefect.events.worker import EventsWorker, should_emit_events
+
+    if should_emit_events():
+        EventsWorker.instance().send(Event.model_validate(fields))
 
 
 def wait_for_events() -> None:
@@ -95,12 +122,15 @@ __all__ = [
     "TaskRunTimeoutError",
     "async_dispatch",
     "copy_attributes",
+    "deployment_of",
     "dynamic_keys",
     "emit_state_change",
     "health",
     "join_threads",
+    "keep_binding",
     "parent_of",
     "refuse_visualization",
+    "send_event",
     "wait_for_events",
     "waited_for",
 ]

@@ -167,4 +167,5 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
     ) -> GangFuture:
         """Start a task run of `task` as a gang on a thread of this runner; see `prefect.Task.submit`."""
         gang = task if isinstance(task, GangTask) else GangTask.adopt(task, self)
+        gang.made = None if gang is task else task
         return super().submit(gang, parameters, wait_for, dependencies)

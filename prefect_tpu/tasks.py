@@ -108,8 +108,11 @@ def task(
         return prefect.task(fn, **options) if fn is not None else prefect.task(**options)
     runner = runner_for(task_runner)
 
+    options = {"log_prints": None} | options  # as prefect.task has it: the flow's; to its class it is False
+
     def decorate(function: Callable[P, R]) -> GangTask[P, R]:
-        return GangTask(function, task_runner=runner, checkpoint_key=checkpoint_key, **options)
+        check_function(function)
+        return GangTask.adopt(Task(fn=function, **options), runner, checkpoint_key)
 
     return decorate(fn) if fn is not None else decorate
 

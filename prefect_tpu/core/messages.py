@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from prefect_tpu.core.checkpoints import Checkpoints
+from prefect_tpu.core.prefect_run import PrefectRun
 from prefect_tpu.core.text import CleanText
 
 Stage = Literal[
@@ -84,6 +85,7 @@ class LaunchRequest:
         log_level: lowest level of `logging` records that travel to the driver.
         log_lines_per_second, log_burst_lines: how many lines and records travel; the others are counted.
         checkpoints: looked at before the function is entered, by process 0; None for not at all.
+        prefect: the task run, for `get_run_logger`, `prefect.runtime` and the like.
     """
 
     attempt_id: str
@@ -98,6 +100,7 @@ class LaunchRequest:
     log_lines_per_second: float = float("inf")
     log_burst_lines: float = float("inf")
     checkpoints: Checkpoints | None = None
+    prefect: PrefectRun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +127,25 @@ class LogLine(CleanText):
 
 @dataclass(frozen=True, slots=True)
 class LogRecord(CleanText):
-    """One `logging` record of the function."""
+    """One `logging` record of the function; `extra` is what it carries beside its text, see core/log_extra.py."""
 
     level: int
     logger: str
     message: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What the function gave to Prefect and the driver is to hand over.
+
+    Attributes:
+        kind: "event"; "artifact", new or a newer version; "asset": metadata of one.
+        body: JSON.
+    """
+
+    kind: Literal["event", "artifact", "asset"]
+    body: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +242,7 @@ class Notice(CleanText):
     withdrawn: bool = False
 
 
-Event = LogLine | LogRecord | Phase | Progress | CheckpointsFound | Returned | Raised | Notice | Exited
+Event = LogLine | LogRecord | Carried | Phase | Progress | CheckpointsFound | Returned | Raised | Notice | Exited
 
 
 @dataclass(frozen=True, slots=True)

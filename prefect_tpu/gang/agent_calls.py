@@ -26,6 +26,7 @@ from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, Preload
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import GangContext, HostReport, JaxInit, LaunchRequest, Poll, Raised, Stage
+from prefect_tpu.core.prefect_run import PrefectRun
 from prefect_tpu.core.secrets import without_credentials
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang.host_state import HostState
@@ -46,6 +47,7 @@ def request(
     shape: SliceShape,
     plan: GangPlan,
     ports: tuple[int, int],
+    prefect: PrefectRun | None,
 ) -> LaunchRequest:
     """What one host needs to know to start its process.
 
@@ -58,6 +60,7 @@ def request(
         shape: of its slices.
         plan: how the attempt runs.
         ports: of JAX's coordinator and of the transport between slices, free on the coordinator's host.
+        prefect: what the host is told of the task run.
     """
     jax_port, megascale_port = ports
     return LaunchRequest(
@@ -93,6 +96,7 @@ def request(
         log_lines_per_second=plan.tuning.host_log_lines_per_second,
         log_burst_lines=plan.log_burst_lines,
         checkpoints=plan.checkpoints if member.process_id == 0 else None,
+        prefect=prefect,
     )
 
 

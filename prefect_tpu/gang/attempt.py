@@ -14,6 +14,7 @@ from prefect_tpu.core.errors import TransferError
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.kinds import Kind
 from prefect_tpu.core.messages import (
+    Carried,
     CheckpointsFound,
     Exited,
     LogLine,
@@ -25,6 +26,7 @@ from prefect_tpu.core.messages import (
     Raised,
     Returned,
 )
+from prefect_tpu.core.prefect_run import PrefectRun
 from prefect_tpu.core.stages import STAGES
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.gang import results
@@ -47,7 +49,7 @@ class GangAttempt:
     """Runs one attempt on slices that are already leased, with agents that are already starting.
 
     `run` blocks on the thread that owns the attempt; `cancelled` is asked often, and True ends it. `room` says how
-    many slices the gang could have now, 0 if no more than it has.
+    many slices the gang could have now, 0 if no more than it has. `prefect`: what hosts are told of the task run.
     """
 
     gang: Gang
@@ -59,6 +61,7 @@ class GangAttempt:
     plan: GangPlan
     observer: Observer
     cancelled: Callable[[], bool]
+    prefect: PrefectRun | None = None
     on_entered: Callable[[], None] = lambda: None
     on_drain: Callable[[str], None] = lambda _: None
     room: Callable[[], int] = lambda: 0
@@ -145,7 +148,8 @@ class GangAttempt:
             self._calls.poll(host)
 
         def launch(host: HostState) -> Any:
-            wanted = request(host.member, self.run_id, self._id, self.number, gang, self.shape, plan, ports)
+            member = host.member
+            wanted = request(member, self.run_id, self._id, self.number, gang, self.shape, plan, ports, self.prefect)
             return host.agent.launch.remote(wanted, shipped, plan.secret_env)
 
         self._calls.answers(launch, plan.agent_start_timeout_seconds, "did not start its process")
@@ -210,6 +214,8 @@ class GangAttempt:
                     self.observer.progress(host.member, report)
                 case CheckpointsFound(names):
                     self._checkpoints = frozenset(names)
+                case Carried():
+                    self.observer.carried(host.member, event)
                 case Returned():
                     host.returned = event
                 case Raised():

@@ -16,6 +16,7 @@ from prefect_tpu.core.evidence import HostEvidence
 from prefect_tpu.core.gang import Host
 from prefect_tpu.core.kinds import KINDS, Kind
 from prefect_tpu.core.messages import Raised
+from prefect_tpu.core.prefect_run import PrefectRun
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.core.verdict import Verdict, judge
@@ -38,11 +39,12 @@ AGENTS = AgentPool()
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The user's function with its arguments."""
+    """The user's function with its arguments; `prefect` is what hosts are told of the task run."""
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    prefect: PrefectRun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class Attempts:
         try:
             self._packages = runtime_env.upload(plan.options.runtime_env)
             lease = self._slices.complete(shape, lambda text: observer.waiting(number, text))
-            return self._run(number, lease, (began, began_unix), shape, payload, observer)
+            return self._run(number, lease, (began, began_unix), shape, payload, observer, call.prefect)
         except BaseException:
             self.release()
             raise
@@ -158,6 +160,7 @@ class Attempts:
         shape: SliceShape,
         payload: list[Any],
         observer: Observer,
+        prefect: PrefectRun | None,
     ) -> Ended:
         plan, gang = self.plan, lease.gang
         began_seconds, began_unix_seconds = began
@@ -177,6 +180,7 @@ class Attempts:
             plan=plan,
             observer=observer,
             cancelled=self.cancelled.is_set,
+            prefect=prefect,
             on_entered=lambda: self._warm(shape),
             on_drain=lambda name: self._slices.reserve_ahead(shape, observer.say, name),
             room=lambda: self._slices.room(shape),

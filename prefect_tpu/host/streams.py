@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from prefect_tpu.core.messages import Event, LogLine, LogRecord, Poll, Progress
+from prefect_tpu.core.messages import Carried, Event, LogLine, LogRecord, Poll, Progress
 from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.text import MAX_LINE_CHARS, cut
 
@@ -93,7 +93,7 @@ class EventBuffer:
             self._condition.notify_all()
 
     def _may_pass(self, event: Event) -> bool:
-        if self._rates is None:
+        if self._rates is None or isinstance(event, Carried):
             return True
         important = isinstance(event, LogRecord) and event.level >= logging.WARNING
         return self._rates[important].take(time.monotonic())
@@ -131,6 +131,8 @@ def _chars(event: Event) -> int | None:
         return len(event.text)
     if isinstance(event, LogRecord):
         return len(event.message)
+    if isinstance(event, Carried):
+        return len(event.body)
     return None
 
 

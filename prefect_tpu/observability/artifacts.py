@@ -16,6 +16,7 @@ MAX_KEY_CHARS = 200
 
 _publisher = Publisher()
 flush = _publisher.flush
+publish = _publisher.publish
 
 
 def artifact_key(kind: str, task_name: str) -> str:

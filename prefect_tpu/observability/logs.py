@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_tpu.core.gang import Member
+from prefect_tpu.core.log_extra import usable
 from prefect_tpu.core.messages import LogLine, LogRecord, Progress
 from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.text import clean, cut
@@ -27,8 +30,12 @@ RUN_LOGGERS = ("prefect.task_runs", "prefect.flow_runs")
 """What `prefect.get_run_logger` gives, by the names in Prefect's own logging.yml."""
 
 
+OWN_HOOK = "prefect_tpu_ends_gangs"
+"""A hook that flows have while a gang of theirs runs; that Prefect calls it interests nobody."""
+
+
 class CleanRecords(logging.Filter):
-    """Lets every record pass, clean, with the traceback of the user's own exception.
+    """Lets every record of a user's pass, clean, with the traceback of the user's own exception.
 
     Prefect's handler cannot send what is not: the line would be lost.
     """
@@ -38,6 +45,8 @@ class CleanRecords(logging.Filter):
             text = record.getMessage()
         except Exception:  # noqa: BLE001 - arguments that do not fit: the handlers say so, as always
             return True
+        if OWN_HOOK in text:
+            return record.levelno >= logging.WARNING
         if (said := clean(text)) != text:
             record.msg, record.args = said, None
         if record.exc_info and not record.exc_text:
@@ -65,11 +74,14 @@ class RunLog:
         logger: the task run's.
         rate: for the lines of all hosts together; each host has a limit of its own before.
         extra_of: by slice index, what a record of one of its hosts carries beside the logger's own.
+        prints: whether printed lines are log lines; else they go to this process's own stdout and stderr, as Prefect's
+            `log_prints=False` has it.
     """
 
     logger: Logger
     rate: RateLimit
     extra_of: Callable[[int], dict[str, str] | None] = lambda _: None
+    prints: bool = True
     _last_progress: MutableMapping[int, float] = field(default_factory=dict)
     _dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     _dropped_said_at: float = 0.0
@@ -87,7 +99,13 @@ class RunLog:
         if level < logging.WARNING and not self.rate.take(time.monotonic()):
             self._drop("all hosts", 1, "gang_log_lines_per_second")
             return
-        self.logger.log(level, "[%s] %s", member.label, text, extra=self.extra_of(member.slice_index))
+        if isinstance(entry, LogLine) and not self.prints:
+            _print(f"[{member.label}] {text}\n", sys.stderr if entry.stream == "stderr" else sys.stdout)
+            return
+        extra = usable(entry.extra) if isinstance(entry, LogRecord) else {}
+        self.logger.log(
+            level, "[%s] %s", member.label, text, extra={**extra, **(self.extra_of(member.slice_index) or {})}
+        )
 
     def dropped(self, member: Member, lines: int) -> None:
         """Lines that did not leave the host."""
@@ -122,3 +140,11 @@ class RunLog:
     def say(self, text: str) -> None:
         """Something about the gang as a whole."""
         self.logger.info("%s", cut(text))
+
+
+def _print(line: str, stream: Any) -> None:
+    """Not by `print`: a flow that logs prints has replaced it."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, nobody reads, or there is none
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()

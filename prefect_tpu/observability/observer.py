@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prefect_tpu.core.gang import Gang, Member
-from prefect_tpu.core.messages import Progress
+from prefect_tpu.core.messages import Carried, Progress
 from prefect_tpu.core.report import AttemptReport
+from prefect_tpu.core.text import cut
 from prefect_tpu.observability import artifacts, states
 from prefect_tpu.observability.artifacts import RunArtifacts
+from prefect_tpu.observability.carried import CarriedItems
 from prefect_tpu.observability.events import GangEvents
 from prefect_tpu.observability.logs import RunLog
 from prefect_tpu.observability.progress import RunProgress
@@ -40,6 +42,7 @@ class RunObserver:
         self._log = run_log
         self.log, self.dropped, self.say, self.flush = run_log.log, run_log.dropped, run_log.say, run_log.flush
         self._artifacts = RunArtifacts(task_name, task_run.id, task_run.flow_run_id)
+        self._carried = CarriedItems(task_run.id, task_run.flow_run_id)
         self._events = GangEvents(task_run.id, task_run.name, task_run.flow_run_id)
         self._bars = SliceBars(task_run) if slice_bars else None
         if self._bars is not None:
@@ -72,6 +75,13 @@ class RunObserver:
         self._log.progress(member, report)
         if member.process_id == 0:
             self._try(lambda: self._progress.progress(report))
+
+    def carried(self, member: Member, item: Carried) -> None:
+        """A host has something for Prefect."""
+        try:
+            self._carried.take(item)
+        except Exception as error:  # noqa: BLE001 - observability must never fail a run
+            self._log.logger.warning("[%s] Prefect does not take its %s: %s", member.label, item.kind, cut(repr(error)))
 
     # -- between attempts
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 from uuid import UUID
 
 from prefect_tpu.core.text import clean, clean_all
@@ -42,24 +43,31 @@ class Slot:
         key: the same for every run of the task: lower case letters, digits and dashes.
         type: of the artifact, as Prefect has them: "table", "markdown", "progress".
         task_run_id, flow_run_id: whose it is.
+        number: of one that the user's function has made: each is an artifact of its own, whatever its key.
+        known_id: of one that is in Prefect already, made by somebody else.
     """
 
-    key: str
-    type: str
+    key: str | None
+    type: str | None
     task_run_id: UUID
     flow_run_id: UUID | None
+    number: UUID | None = None
+    known_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What an artifact shows: its data, and a description above it in markdown. Clean, so that Prefect takes it."""
+    """What an artifact shows: its data, and a description above it in markdown. Clean, so that Prefect takes it.
 
-    data: str | float
-    description: str
+    A newer version with None for one of them leaves that as it is.
+    """
+
+    data: Any
+    description: str | None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", clean_all(self.data))
-        object.__setattr__(self, "description", clean(self.description))
+        object.__setattr__(self, "description", None if self.description is None else clean(self.description))
 
 
 @dataclass(slots=True)
@@ -177,15 +185,16 @@ class Publisher:
         version = render()
         # Settings of its own: without, it would be the client of the task run, which may be closed by now.
         with get_client(httpx_settings={"timeout": REQUEST_TIMEOUT_SECONDS}, sync_client=True) as client:
-            known = self._ids.get(slot)
+            known = slot.known_id or self._ids.get(slot)
             if known is not None:
                 try:
                     # Not `update_artifact`, which puts all of the data into an event as well.
-                    body = {"data": version.data, "description": version.description}
+                    given = {"data": version.data, "description": version.description}
+                    body = {name: one for name, one in given.items() if one is not None}
                     client.request("PATCH", "/artifacts/{id}", path_params={"id": known}, json=body)
                     return
                 except Exception as error:
-                    if _status(error) != HTTPStatus.NOT_FOUND:
+                    if _status(error) != HTTPStatus.NOT_FOUND or slot.known_id is not None:
                         raise
             artifact = ArtifactCreate(
                 key=slot.key,

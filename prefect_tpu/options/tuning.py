@@ -102,6 +102,17 @@ class Tuning(BaseModel):
     log_burst_seconds: SecondsAbove0 = Field(
         default=10.0, description="So many seconds' worth of lines may come at once, after a pause, in seconds."
     )
+    host_prefect_items_per_second: PerSecond = Field(
+        default=10.0,
+        description="Prefect events and artifacts that each host may hand over for long; more are dropped, per second.",
+    )
+    host_prefect_item_bytes: BytesAbove0 = Field(
+        default=1_500_000, description="The biggest event or artifact that a host may hand over, in bytes."
+    )
+    flow_parameters_bytes: Bytes = Field(
+        default=100_000,
+        description="Up to this size hosts know the flow's parameters (prefect.runtime.flow_run.parameters), in bytes.",
+    )
     infrastructure_backoff_seconds: Seconds = Field(
         default=1.0,
         description="Wait after the second lost host in a row without progress; doubled after each, in seconds.",

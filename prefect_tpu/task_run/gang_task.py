@@ -9,9 +9,8 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from prefect.context import FlowRunContext
-from prefect.tasks import MaterializingTask, Task, TaskOptions
+from prefect.tasks import MaterializingTask, Task
 from prefect.utilities.callables import get_call_parameters
-from typing_extensions import Unpack
 
 from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
@@ -22,12 +21,14 @@ from prefect_tpu.task_run.crashes import GangCrash, end_of_call
 from prefect_tpu.task_run.entry import wrap
 from prefect_tpu.task_run.functions import check_function
 from prefect_tpu.task_run.gang_task_run import GangTaskRun
+from prefect_tpu.task_run.hooks import HooksOf
 from prefect_tpu.task_run.runner import ConfiguredRunner, GangRunner, runner_for
 from prefect_tpu.task_run.threads import threads_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
 RunnerOrClass = ConfiguredRunner | type[ConfiguredRunner]
+_HOOKS = ("on_completion_hooks", "on_failure_hooks", "on_running_hooks")
 
 
 class GangTask(Task[P, R]):
@@ -40,6 +41,7 @@ class GangTask(Task[P, R]):
         body: the user's function. `fn` launches the gang when Prefect's engine calls it, and is `body`
             everywhere else.
         task_runner: how the gang runs.
+        made: the task that the user has, where it is not this one: see `adopt`.
         checkpoint_key: names `checkpoint_dir` below `checkpoint_root`; None: the runner's, else an automatic name.
     """
 
@@ -47,24 +49,13 @@ class GangTask(Task[P, R]):
     task_runner: ConfiguredRunner
     checkpoint_key: CheckpointKey | None = None
     gang_run: GangTaskRun | None = None
-
-    def __init__(
-        self,
-        fn: Callable[P, R],
-        *,
-        task_runner: RunnerOrClass,
-        checkpoint_key: CheckpointKey | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> None:
-        check_function(fn)
-        super().__init__(fn=fn, **options)
-        self._become_gang(runner_for(task_runner), checkpoint_key)
+    made: Task[..., Any] | None = None
 
     @classmethod
     def adopt(
         cls, task: Task[P, Any], task_runner: ConfiguredRunner, checkpoint_key: CheckpointKey | None = None
     ) -> GangTask[P, Any]:
-        """`task` as a gang: what `@flow(task_runner=TpuMultisliceRunner(...))` makes of every submitted task."""
+        """`task` as a gang: what `prefect.task` has made, or what a flow with a TpuMultisliceRunner submits."""
         check_function(task.fn)
         kind = MaterializingGangTask if isinstance(task, MaterializingTask) else cls
         gang = cast("GangTask[P, Any]", kind.__new__(kind))
@@ -99,11 +90,16 @@ class GangTask(Task[P, R]):
         """
         clone = copy.copy(self)
         task_run = clone.gang_run = GangTaskRun(self.task_runner.resolve, clone, parameters, self.checkpoint_key)
-        clone.retry_condition_fn = task_run.retry_condition()
+        made = self.made or self
+        clone.retry_condition_fn = task_run.retry_condition(made)
+        for name in _HOOKS:
+            setattr(clone, name, HooksOf(getattr(self, name), made))
         clone.timeout_seconds = None  # it counts from the launch of the gang, not from the queue
         if self.task_run_name:
             clone.task_run_name = cast("Any", self._run_name)
-        clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape())
+        written = copy.copy(self)
+        written.fn = cast("Callable[P, R]", self.body)
+        clone.cache_policy = with_gang_shape(self.cache_policy, lambda: task_run.resolved.result_shape(), written)
         return clone, task_run
 
     def with_options(
@@ -124,6 +120,7 @@ class GangTask(Task[P, R]):
         runner = runner_for(task_runner) if task_runner is not None else self.task_runner
         key = checkpoint_key if checkpoint_key is not None else self.checkpoint_key
         gang = GangTask.adopt(merged, runner, key)
+        prefect_api.keep_binding(self.fn, gang.fn)
         return cast("GangTask[P, R]", gang)
 
     def _run_name(self, parameters: dict[str, Any]) -> Any:

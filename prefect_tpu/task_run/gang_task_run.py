@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
@@ -24,20 +25,19 @@ from prefect_tpu.core.errors import (
     SliceUnavailableError,
 )
 from prefect_tpu.core.kinds import KINDS, Kind
-from prefect_tpu.core.rate import RateLimit
 from prefect_tpu.core.report import AttemptReport
 from prefect_tpu.gang.attempts import Attempts, Call, Ended
 from prefect_tpu.observability import artifacts, logs, states
-from prefect_tpu.observability.logs import Logger, RunLog
 from prefect_tpu.observability.observer import SETTLE_SECONDS, RunObserver
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointDirectory, CheckpointKey
 from prefect_tpu.task_run.failures import failure_of
+from prefect_tpu.task_run.observing import observe
+from prefect_tpu.task_run.prefect_run import RunForHosts
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.retries import Retries, RetryFields
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun
-
 
 LOOK_SECONDS = 0.2
 """How often the engine's thread looks whether it is to stop, while the gang runs on a thread of its own."""
@@ -72,6 +72,7 @@ class GangTaskRun:
         self._cancelled = threading.Event()
         self._attempts: Attempts | None = None
         self._observer: RunObserver | None = None
+        self._prefect: RunForHosts | None = None
         self._mend: Callable[[], bool] | None = None
         self._began = (0.0, 0.0)
 
@@ -98,16 +99,17 @@ class GangTaskRun:
             self._observer = None
         if self._mend is not None and self._mend():
             self._mend = None  # it holds the task run's context, and with it the parameters
-        self.reports = []
+        self.reports, self._prefect = [], None
         self._checkpoints.leave()
 
-    def retry_condition(self) -> Callable[..., Any]:
-        """Prefect's `retry_condition_fn` for the clone: our causes first, else the user's own."""
-        return self.retries.condition(self._keep_or_release)
+    def retry_condition(self, made: Any) -> Callable[..., Any]:
+        """Prefect's `retry_condition_fn` for the clone of the task `made`: our causes first, else the user's own."""
+        return self.retries.condition(made, self._keep_or_release)
 
     def _keep_or_release(self, retry: bool) -> None:
         """A failure of the function's own is retried, or is not."""
-        self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
+        if retry:
+            self.task.timeout_seconds = None  # see _conclude: it must not be Prefect's in the next attempt
         if self._attempts is not None and (
             not retry or self.retries.longest_delay_seconds > self.resolved.options.lease_hold_seconds
         ):
@@ -193,8 +195,9 @@ class GangTaskRun:
         self._number += 1
         number = self._number  # never used twice, whatever an attempt ends with: hosts know attempts by it
         self._flow_had_ended = self._flow_ended_badly()
-        call = Call(body, args, kwargs)
-        observer = self._observer = self._observer or self._observe(context.task_run, logger)
+        self._prefect = self._prefect or RunForHosts(body, self.resolved.tuning)
+        call = Call(body, args, kwargs, self._prefect.now(context))
+        observer = self._observer = self._observer or observe(self.task, context.task_run, logger, self.resolved.tuning)
         self._began = time.monotonic(), time.time()
 
         def work() -> None:
@@ -216,12 +219,6 @@ class GangTaskRun:
         threading.Thread(
             target=copy_context().run, args=(work,), name=f"gang-{context.task_run.name}", daemon=True
         ).start()
-
-    def _observe(self, task_run: TaskRun, logger: Logger) -> RunObserver:
-        tuning = self.resolved.tuning
-        lines = tuning.gang_log_lines_per_second
-        run_log = RunLog(logger, RateLimit(lines, lines * tuning.log_burst_seconds))
-        return RunObserver(run_log, self.task.name, task_run, slice_bars=tuning.slice_bars)
 
     def _look(self) -> None:
         """Stop if the flow run that this task run belongs to has ended badly, or the process is ending.
@@ -268,15 +265,19 @@ class GangTaskRun:
             self.retries.leave_to_prefect()
             raise
         report = ended.report
-        verdict = report.verdict
+        verdict, shaped = report.verdict, None
         self.retries.judge(report)
         if report.crashed:
             self.retries.refuse()  # as Prefect
-        self._record(report, again=self.retries.another_follows(verdict))
         if verdict.kind is Kind.SUCCEEDED:
             assert ended.results is not None
             assert report.gang is not None
-            return self.resolved.shape_results(ended.results, report.gang.hosts_per_slice)
+            shaped = self.resolved.shape_results(ended.results, report.gang.hosts_per_slice)
+            if isinstance(shaped, State) and shaped.is_failed():
+                self.retries.returned_failure()
+        self._record(report, again=self.retries.another_follows())
+        if verdict.kind is Kind.SUCCEEDED:
+            return shaped
         context = TaskRunContext.get()
         assert context is not None
         self._tell(self.reports[-1], context.task_run)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect.utilities.math import clamped_poisson_interval
@@ -31,6 +32,7 @@ class RetryFields(Protocol):
     retry_jitter_factor: float | None
     retry_condition_fn: Any
     timeout_seconds: float | None
+    log_prints: bool | None
 
 
 class Retries:
@@ -46,36 +48,40 @@ class Retries:
         self._user_jitter = task.retry_jitter_factor
         self._user_condition = task.retry_condition_fn
         self._spent = Spent()
+        self._succeeded = False
         self._decision = Decision(None)
         self._best_step: int | None = None
         self._backoff_seconds = 0.0
 
-    def condition(self, answered: Callable[[bool], None]) -> Callable[..., Any]:
+    def condition(self, made: Any, answered: Callable[[bool], None]) -> Callable[..., Any]:
         """Prefect's `retry_condition_fn` for the copy of the task: our causes first, else the user's own.
 
         Args:
+            made: the task as the user made it, which the user's own is given.
             answered: told what the user's own says, where it is asked.
         """
         user = self._user_condition
-        if inspect.iscoroutinefunction(user):
 
-            async def decide_async(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
-                if self._decision.retry is not None:
-                    return self._decision.retry
-                retry = bool(await user(task, task_run, state))
-                answered(retry)
-                return retry
+        def told(answer: Any) -> bool:
+            answered(bool(answer))
+            return bool(answer)
 
-            return decide_async
+        async def told_later(answer: Awaitable[Any]) -> bool:
+            return told(await answer)
 
-        def decide(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
+        async def decide_async(_: Any, task_run: TaskRun, state: State[Any]) -> bool:
             if self._decision.retry is not None:
                 return self._decision.retry
-            retry = True if user is None else bool(user(task, task_run, state))
-            answered(retry)
-            return retry
+            return told(await user(made, task_run, state))
 
-        return decide
+        def decide(_: Any, task_run: TaskRun, state: State[Any]) -> bool | Awaitable[bool]:
+            if self._decision.retry is not None:
+                return self._decision.retry
+            answer = True if user is None else user(made, task_run, state)
+            # Whatever it is that gives one: an object with an async __call__, a partial. Prefect's engines await it.
+            return told_later(answer) if inspect.isawaitable(answer) else told(answer)
+
+        return decide_async if inspect.iscoroutinefunction(user) else decide
 
     def begin(self) -> float:
         """An attempt begins; how long it waits before it looks for slices."""
@@ -95,13 +101,20 @@ class Retries:
         """An attempt has ended: charge it, and decide what follows."""
         verdict = report.verdict
         self._spent = self._spent.charge(verdict, progressed=self._progressed(report))
-        if verdict.kind is not Kind.SUCCEEDED:
+        self._succeeded = verdict.kind is Kind.SUCCEEDED
+        if not self._succeeded:
             self._decide(decide_retry(verdict, self._spent, self._limits()))
             self._backoff_seconds = self._backoff(verdict)
 
-    def another_follows(self, verdict: Verdict) -> bool:
+    def returned_failure(self) -> None:
+        """The function has returned a failed state, which Prefect retries as it does an exception."""
+        self._spent = replace(self._spent, failures=self._spent.failures + 1)
+        self._succeeded = False
+        self.leave_to_prefect()
+
+    def another_follows(self) -> bool:
         """As far as it is known; the user's own retry condition is asked later."""
-        if verdict.kind is Kind.SUCCEEDED or self._decision.retry is False:
+        if self._succeeded or self._decision.retry is False:
             return False
         return bool(self._decision.retry) or self._spent.failures <= self._user_retries
 

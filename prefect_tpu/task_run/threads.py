@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect_tpu.observability.logs import keep_lines_clean
 from prefect_tpu.observability.observer import settle
 from prefect_tpu.task_run.runner import GangRunner
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 _lock = threading.Lock()
 _runners: dict[UUID | None, GangRunner] = {}
+_hooked: Counter[int] = Counter()
+"""Runs that have not ended, by the id of their flow object."""
+_HOOKS = ("on_completion_hooks", "on_failure_hooks", "on_cancellation_hooks", "on_crashed_hooks")
 
 
 def threads_for(context: FlowRunContext | None) -> GangRunner:
@@ -31,30 +36,45 @@ def threads_for(context: FlowRunContext | None) -> GangRunner:
     if context is not None and isinstance(context.task_runner, GangRunner):
         return context.task_runner
     flow_run_id = context.flow_run.id if context is not None and context.flow_run is not None else None
+    flow = context.flow if context is not None and flow_run_id is not None else None
     with _lock:
         runner = _runners.get(flow_run_id)
         if runner is None:
             runner = _runners[flow_run_id] = GangRunner().__enter__()
-        if context is not None and context.flow is not None:
-            _add_hooks(context.flow)
+            if flow is not None:
+                _hook(flow)
     return runner
 
 
-def _add_hooks(flow: Flow[Any, Any]) -> None:
-    for hooks in (
-        flow.on_completion_hooks,
-        flow.on_failure_hooks,
-        flow.on_cancellation_hooks,
-        flow.on_crashed_hooks,
-    ):
-        if finish_gangs not in hooks:
-            hooks.append(finish_gangs)
+def _hook(flow: Flow[Any, Any]) -> None:
+    """Have the flow's run end with `prefect_tpu_ends_gangs`. The lists are replaced: flows may share one."""
+    keep_lines_clean()
+    _hooked[id(flow)] += 1
+    for name in _HOOKS:
+        hooks = getattr(flow, name)
+        if prefect_tpu_ends_gangs not in hooks:
+            setattr(flow, name, [*hooks, prefect_tpu_ends_gangs])
 
 
-def finish_gangs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> Awaitable[None] | None:
-    """End-of-flow hook: join gangs that nobody waited for, or cancel them if the flow run did not complete."""
+def _unhook(flow: Flow[Any, Any]) -> None:
+    """Once the last of its runs that needs it is over."""
+    _hooked[id(flow)] -= 1
+    if _hooked[id(flow)] > 0:
+        return
+    del _hooked[id(flow)]
+    for name in _HOOKS:
+        setattr(flow, name, [one for one in getattr(flow, name) if one is not prefect_tpu_ends_gangs])
+
+
+def prefect_tpu_ends_gangs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> Awaitable[None] | None:
+    """End-of-flow hook: join gangs that nobody waited for, or cancel them if the flow run did not complete.
+
+    What Prefect logs of it is left out by its name: see OWN_HOOK in observability/logs.py.
+    """
     with _lock:
         runner = _runners.pop(flow_run.id, None)
+        if runner is not None:
+            _unhook(flow)
     if runner is None:
         return None
     if flow.isasync:

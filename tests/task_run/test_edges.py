@@ -282,7 +282,6 @@ def test_prefects_api_is_refused_on_hosts(one_slice: Runner) -> None:
     @task(task_runner=one_slice, timeout_seconds=90)
     def tries() -> Any:
         from prefect import get_client, get_run_logger
-        from prefect.artifacts import create_markdown_artifact
         from prefect.blocks.system import Secret
         from prefect.flows import Flow
         from prefect.variables import Variable
@@ -299,7 +298,7 @@ def test_prefects_api_is_refused_on_hosts(one_slice: Runner) -> None:
             for one in (
                 plain.fn, gang.fn,
                 plain, gang, plain.delay, Flow(lambda: 1, name="sub"), lambda: Variable.get("x"),
-                lambda: create_markdown_artifact("x"), lambda: Secret.load("x"),
+                lambda: Secret.load("x"),
                 lambda: get_client(sync_client=True).hello(),
             )
         ]  # fmt: skip

@@ -24,11 +24,13 @@ from typing import Any, Literal, NoReturn
 
 from prefect_tpu.core.errors import AlreadyInitializedError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Raised, Returned, Stage
-from prefect_tpu.host.process import jax_api, prefect_context
+from prefect_tpu.core.prefect_run import PrefectRun
+from prefect_tpu.host.process import jax_api
 from prefect_tpu.host.process.checkpoint_record import Look, tell_finished
 from prefect_tpu.host.process.device_watch import DeviceWatch
 from prefect_tpu.host.process.endings import PythonEnd
 from prefect_tpu.host.process.output import log_to, take_streams
+from prefect_tpu.host.process.prefect_context import PrefectContext
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
 from prefect_tpu.runtime.reporter import LAST_VALUES_SECONDS, REPORT_INTERVAL_SECONDS
@@ -143,7 +145,8 @@ class _Attempt:
         os.environ.update(secret_env)
         _reseed()
         log_to(self.send, request.log_level)
-        prefect_context.install(request.context.run_id)
+        prefect = PrefectContext(request.prefect or PrefectRun.unknown(request.context.run_id), self.send)
+        prefect.install()
         self.gang = process.enter(request.context, self.send)
         self.devices = DeviceWatch(request.chips)
         threading.Thread(target=self._listen, name="prefect-tpu-control", daemon=True).start()
@@ -160,6 +163,7 @@ class _Attempt:
         self.stage = "unpickle"
         fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
         self.classes = pickling.ClassesOfDriver()
+        prefect.called(fn, args, kwargs)
         self.stage = "function"
         self.send(Phase("entered"))
         result = fn(*args, **kwargs)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from prefect_tpu.core.log_extra import extra_of
 from prefect_tpu.core.messages import LogRecord
 from prefect_tpu.core.text import cut
 from prefect_tpu.host.process import stack_signal
@@ -32,7 +33,7 @@ class ChannelHandler(logging.Handler):
         except Exception:  # noqa: BLE001 - as logging's own handlers do for a bad format
             self.handleError(record)
             return
-        self._send(LogRecord(record.levelno, cut(record.name), cut(text)))
+        self._send(LogRecord(record.levelno, cut(record.name), cut(text), extra_of(record)))
 
 
 def log_to(send: Send, level: int) -> None:

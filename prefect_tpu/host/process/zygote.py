@@ -27,6 +27,8 @@ NUM_FORK_DESCRIPTORS = 5
 LEFT_BEHIND_SECONDS = 0.3
 """What a process has left may end by itself for so long, as helpers do that see their parent go."""
 LEFT_BEHIND_LOOK_SECONDS = 0.02
+ALONG = {"prefect": ("prefect.main",)}
+"""`import prefect` alone imports next to nothing; what a function then asks of it takes a second."""
 MAX_NAMED = 100
 """Of the processes that were left."""
 
@@ -56,7 +58,8 @@ def main(descriptor: int) -> None:
 def _import(modules: list[str], control: socket.socket) -> bool:
     for name in modules:
         try:
-            importlib.import_module(name)
+            for one in (name, *ALONG.get(name, ())):
+                importlib.import_module(one)
             if jax_api.has_started_a_backend():
                 raise RuntimeError("importing it starts a JAX backend, which can be done only once per attempt")
         except BaseException as error:  # noqa: BLE001 - whatever a module does on import, it is told
