@@ -60,6 +60,7 @@ class Run:
         fn: Callable[..., Any],
         *args: Any,
         secret_env: dict[str, str] | None = None,
+        by_name: tuple[str, ...] = (),
         **request: Any,
     ) -> None:
         self.host = host
@@ -68,7 +69,9 @@ class Run:
         self.events: list[Event] = []
         self.dropped = 0
         self._cursor = 0
-        buffers = pickling.dumps((fn, args, {}), pickling.project_root_of(fn))
+        buffers = pickling.dumps(
+            (fn, args, {}), pickling.project_root_of(fn), **({"by_name": by_name} if by_name else {})
+        )
         self.pid = host.launch(self.request, buffers, secret_env)
 
     def until(self, wanted: Callable[[Event], bool]) -> Event:

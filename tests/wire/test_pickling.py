@@ -56,7 +56,7 @@ def test_project_root_is_the_nearest_directory_with_a_marker(project: Path, tmp_
     assert pickling.project_root_of(len) is None
     assert pickling.project_root_of(textwrap.dedent) is None  # the standard library is on the hosts
     assert pickling.project_root_of(cloudpickle.dumps) is None
-    assert pickling.project_root_of(eval("lambda: None")) is None
+    assert pickling.project_root_of(eval("lambda: None")) == Path(__file__).parents[2]  # the file that has made it
 
 
 def test_every_module_of_the_project_travels_by_value(project: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_error_names_what_cannot_be_pickled() -> None:
     assert "parameter 'model' -> _thread.lock" in named((fn, (LOCK,), {}))
     assert "parameter 'rate' -> _thread.lock" in named((fn, (1, LOCK), {}))
     assert "parameter 'rate' -> [1] -> attribute 'lock' -> _thread.lock" in named((fn, (), {"rate": [1, Model(LOCK)]}))
-    assert "global variable 'LOCK' -> _thread.lock" in named((with_global, (), {}))
+    assert "global variable 'LOCK' of module 'tests.wire.test_pickling' -> _thread.lock" in named((with_global, (), {}))
     assert "default of parameter 'lock' -> _thread.lock" in named((with_default, (), {}))
     assert "argument 0 of the partial -> _thread.lock" in named(functools.partial(fn, LOCK))
     assert "the object of the bound method -> attribute 'lock' -> _thread.lock" in named(

@@ -31,7 +31,7 @@ from prefect_tpu.host.process.output import log_to, take_streams
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
 from prefect_tpu.runtime.reporter import REPORT_INTERVAL_SECONDS
-from prefect_tpu.wire import failures, payload, pickling
+from prefect_tpu.wire import failures, host_modules, payload, pickling
 from prefect_tpu.wire.channel import receive_command, send_event
 
 CANCEL_SIGNAL = signal.SIGRTMIN + 7
@@ -143,7 +143,9 @@ class _Attempt:
             self.stage = "checkpoints"
             look.finish()
         self.stage = "unpickle"
+        host_modules.become_host()
         fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
+        host_modules.share(f"/proc/{os.getpid()}/fd/{self.payload_file}")
         self.classes = pickling.ClassesOfDriver()
         self.stage = "function"
         self.send(Phase("entered"))

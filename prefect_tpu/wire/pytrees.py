@@ -1,0 +1,60 @@
+"""Classes that are registered with JAX as pytrees: the registration travels with a class that travels by value."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import sys
+from typing import Any
+
+from prefect_tpu.core.errors import ConfigurationError
+
+_TREE_UTIL = "jax._src.tree_util"
+
+
+def registration(cls: type) -> tuple[str, tuple[Any, ...]] | None:
+    """How `cls` was registered in this process: with which function of `jax.tree_util`, and with what beside it."""
+    entry = _entry(cls)
+    if entry is None:
+        return None
+    flatten, unflatten = entry.to_iter, entry.from_iter
+    inside = _closure(flatten)
+    if flatten.__module__ == _TREE_UTIL and {"data_fields", "meta_fields"} <= inside.keys():
+        data, meta = inside["data_fields"], inside["meta_fields"]
+        fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        dropped = tuple(one.name for one in fields if one.init and one.name not in (*data, *meta))
+        return "register_dataclass", (data, meta, dropped)
+    if "flatten_with_keys" in inside and flatten.__module__ == _TREE_UTIL:
+        return "register_pytree_with_keys", (inside["flatten_with_keys"], unflatten)
+    if hasattr(cls, "tree_flatten_with_keys"):
+        return "register_pytree_with_keys", (operator.methodcaller("tree_flatten_with_keys"), unflatten, flatten)
+    return "register_pytree_node", (flatten, unflatten)
+
+
+def register(cls: type, how: str, what: tuple[Any, ...]) -> None:
+    """Repeat it where the class has arrived, if JAX does not know the class there.
+
+    Raises:
+        ConfigurationError: JAX does not take it.
+    """
+    try:
+        import jax
+
+        if _entry(cls) is None:
+            getattr(jax.tree_util, how)(cls, *what)
+    except Exception as error:
+        raise ConfigurationError(
+            f"class {cls.__module__}.{cls.__qualname__} is a pytree of JAX, and its registration cannot be repeated "
+            f"here ({type(error).__name__}: {error}). Put the class into a package that is installed on the hosts, and "
+            "name that in by_name"
+        ) from error
+
+
+def _entry(cls: type) -> Any:
+    """JAX's record of it; None for no pytree, or where JAX is not imported."""
+    return getattr(sys.modules.get(_TREE_UTIL), "_registry", {}).get(cls)
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    return {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells or (), strict=True)} if code else {}
