@@ -27,6 +27,18 @@ def reduce_exception(error: BaseException) -> Any:
     return _rebuild, (cls, args), *state
 
 
+class Bare:
+    """An exception with other arguments and attributes than it has: those that travel."""
+
+    def __init__(self, error: BaseException, args: tuple[Any, ...], attributes: dict[str, Any]) -> None:
+        self._error = error
+        self._args = args
+        self._attributes = attributes
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self._error), self._args), self._attributes or None
+
+
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
     base = next(one for one in cls.__mro__ if one.__module__ == "builtins")
     error: BaseException = base.__new__(cls, *args)

@@ -51,7 +51,7 @@ class LateImports:
             if name in seen:
                 continue
             seen.add(name)
-            if name in by_value and name in sys.modules:
+            if name in by_value and name in sys.modules and not self._modules.is_named(name):
                 whole.append(sys.modules[name])
             elif (source := self._source(name)) is not None:
                 sources[name] = source

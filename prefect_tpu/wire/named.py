@@ -17,13 +17,13 @@ _MADE_BY_DISPATCH = frozenset({*vars(_DISPATCH)})
 
 
 def reduce_named(obj: Any, modules: ProjectModules) -> Any:
-    """By value; None for what is nothing of the kind, or lies in a module that the hosts have."""
-    reduce = _REDUCERS.get(type(obj))
+    """How it travels: by value, or its name if it lies in a module that the hosts have; None for other things."""
+    reduce = _REDUCERS.get(type(obj)) or _of_jax(obj)
     if reduce is None:
         return None
     module = getattr(obj, "__module__", None)
     name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", "")
-    return None if module not in modules and cloudpickle_api.goes_by_name(obj, name) else reduce(obj)
+    return name if module not in modules and cloudpickle_api.goes_by_name(obj, name) else reduce(obj)
 
 
 def is_dispatch(function: types.FunctionType) -> bool:
@@ -41,6 +41,17 @@ def reduce_dispatch(function: Any) -> Any:
 def reduce_cached_property(obj: Any) -> Any:
     """Without the lock that Python 3.11 has in it."""
     return _make_cached_property, (obj.func, obj.attrname, obj.__doc__)
+
+
+def _of_jax(obj: Any) -> Callable[[Any], Any] | None:
+    jax = sys.modules.get("jax")
+    kinds = tuple(cls for name in ("custom_jvp", "custom_vjp") if (cls := getattr(jax, name, None)) is not None)
+    return _reduce_custom if isinstance(obj, kinds) else None
+
+
+def _reduce_custom(obj: Any) -> Any:
+    """A function with a derivative of its own: its class wants the function, and does not tell pickle so."""
+    return _bare, (type(obj),), vars(obj)
 
 
 def _reduce_cached(obj: Any) -> Any:
@@ -75,6 +86,10 @@ _REDUCERS: dict[type, Callable[[Any], Any]] = {
 }
 if sys.version_info >= (3, 12):
     _REDUCERS[typing.TypeAliasType] = _reduce_type_alias
+
+
+def _bare(cls: type) -> Any:
+    return object.__new__(cls)
 
 
 def _make_cached(function: Any, maxsize: int | None, typed: bool) -> Any:

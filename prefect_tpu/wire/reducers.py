@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from prefect_tpu.wire import cloudpickle_api, unpicklable
+from prefect_tpu.wire import unpicklable
 
 Fetch = Callable[[Any], Any]
 """Brings the value of one of Ray's ObjectRefs."""
@@ -27,10 +27,6 @@ def reduce_jax(obj: Any) -> Any:
         return None
     if isinstance(obj, jax.Array):
         return _reduce_array(obj, jax)
-    if isinstance(obj, jax.custom_jvp | jax.custom_vjp):
-        # Its class wants the function where it is made, and tells pickle nothing of that.
-        by_name = cloudpickle_api.goes_by_name(obj, getattr(obj, "__qualname__", ""))
-        return obj.__qualname__ if by_name else (_bare, (type(obj),), vars(obj))
     if isinstance(obj, jax.Device):
         raise unpicklable.RefusedError(
             obj,
@@ -87,10 +83,6 @@ def _is_of_ray(obj: Any, module: str, name: str) -> bool:
     """Ray is not imported for it: without it nobody has such an object."""
     cls = getattr(sys.modules.get(module), name, None)
     return cls is not None and isinstance(obj, cls)
-
-
-def _bare(cls: type) -> Any:
-    return object.__new__(cls)
 
 
 def _itself(value: Any) -> Any:

@@ -32,6 +32,7 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
         attempt: pickles a part of it and returns what that raises, None if nothing.
     """
     path: list[str] = []
+    module = _module_of(obj)
     tries = MAX_TRIES
     seen: set[int] = set()
     culprit, reason = obj, error
@@ -44,6 +45,7 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
             failure = attempt(part)
             if failure is not None:
                 path.append(name)
+                module = _module_of(culprit) or _module_of(part) or module
                 culprit, reason = part, failure
                 break
         else:
@@ -51,9 +53,17 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
     kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
     where = " -> ".join([*path, kind])
     detail = str(reason) if isinstance(reason, ConfigurationError) else f"{type(reason).__name__}: {reason}"
-    return ConfigurationError(
-        f"cannot be pickled: {where} ({detail}). Open or create such objects inside the function, on the host."
-    )
+    way_out = "Open or create such objects inside the function, on the host."
+    if module is not None:
+        way_out += f" Or install module {module!r} on the hosts and send its name: by_name=({module!r},)."
+    return ConfigurationError(f"cannot be pickled: {where} ({detail}). {way_out}")
+
+
+def _module_of(obj: Any) -> str | None:
+    """The module, which can be imported, whose function, class or variable it is."""
+    found = obj.__name__ if isinstance(obj, types.ModuleType) else getattr(obj, "__module__", None)
+    defines = isinstance(obj, types.ModuleType | types.FunctionType | type)
+    return found if defines and found != "__main__" else None
 
 
 def parts(obj: Any, *, top: bool = False) -> Iterator[tuple[str, Any]]:
@@ -108,9 +118,10 @@ def _function_parts(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield f"closure variable {name!r}", cell.cell_contents
         except ValueError:  # not bound yet
             continue
+    module = fn.__globals__.get("__name__")
     for name in global_names(fn.__code__):
         if name in fn.__globals__:
-            yield f"global variable {name!r}", fn.__globals__[name]
+            yield f"global variable {name!r} of module {module!r}", fn.__globals__[name]
     parameters = fn.__code__.co_varnames[: fn.__code__.co_argcount]
     defaults = fn.__defaults__ or ()
     for name, value in zip(parameters[len(parameters) - len(defaults) :], defaults, strict=True):

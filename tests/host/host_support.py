@@ -69,9 +69,7 @@ class Run:
         self.events: list[Event] = []
         self.dropped = 0
         self._cursor = 0
-        buffers = pickling.dumps(
-            (fn, args, {}), pickling.project_root_of(fn), **({"by_name": by_name} if by_name else {})
-        )
+        buffers = pickling.dumps((fn, args, {}), pickling.project_root_of(fn), by_name=by_name)
         self.pid = host.launch(self.request, buffers, secret_env)
 
     def until(self, wanted: Callable[[Event], bool]) -> Event:

@@ -271,7 +271,7 @@ def test_members_of_enums_are_the_same_on_both_ends(host: HostSupervisor) -> Non
         assert (bytes(unit), unit.label, unit is Unit(1)) == (b"\x01", "m", True)  # type: ignore[attr-defined]
         assert by_size[Size.SMALL] == 1
         assert [one.name for one in Perm] == ["R", "W"]
-        assert Strict.A | Strict.B == Strict(3)
+        assert Strict(3) == Strict.A | Strict.B
         with pytest.raises(ValueError, match="8"):
             Strict(8)
         return planet.radius, Planet.EARTH, [*Size], Perm.RW, unit, Strict.A
@@ -438,7 +438,7 @@ def test_a_module_that_does_not_travel_says_what_to_do(host: HostSupervisor, pro
 def test_what_is_on_the_hosts_travels_by_its_name(host: HostSupervisor, project: Callable[..., Any]) -> None:
     """by_name: a module of the project that the hosts have is not sent, whatever cannot be pickled in it."""
     flows = project(
-        flows="import wave\nimport stringprep\ndef fn():\n    return wave.WAVE_FORMAT_PCM, mine.held()\nimport mine\n",
+        flows="import wave\ndef fn():\n    return wave.WAVE_FORMAT_PCM, mine.held()\nimport mine\n",
         mine="import threading\nLOCK = threading.Lock()\ndef held():\n    return LOCK.locked()\n",
     )
     root = pickling.project_root_of(flows.fn)
@@ -549,19 +549,19 @@ def test_what_needs_prefects_api_is_refused_at_once(host: HostSupervisor, fn: Ca
 # -- exceptions
 
 
-class Diverged(Exception):
+class Diverged(Exception):  # noqa: N818
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"diverged at step {step}")
         self.step, self.loss = step, loss
 
 
-class Halved(Exception):
+class Halved(Exception):  # noqa: N818
     def __init__(self, text: str, part: object = None) -> None:
         super().__init__(f"<{text}>")
         self.part = part
 
 
-class Missing(FileNotFoundError):
+class Missing(FileNotFoundError):  # noqa: N818
     def __init__(self, path: str) -> None:
         super().__init__(2, "not there", path)
 
