@@ -22,8 +22,8 @@ from prefect_tpu.wire import (
     reducers,
     tasks,
 )
-from prefect_tpu.wire.host_modules import ByName, LeftBehind
 from prefect_tpu.wire.late_imports import LateImports
+from prefect_tpu.wire.modules import ByName, LeftBehind
 from prefect_tpu.wire.project import ProjectModules
 from prefect_tpu.wire.reducers import Fetch
 

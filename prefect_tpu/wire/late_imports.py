@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
-from prefect_tpu.wire.host_modules import Source
+from prefect_tpu.wire.modules import Source
 from prefect_tpu.wire.project import ProjectModules
 
 _of_code: weakref.WeakKeyDictionary[types.CodeType, tuple[tuple[str, int, tuple[str, ...]], ...]] = (
