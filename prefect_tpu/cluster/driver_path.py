@@ -1,0 +1,22 @@
+"""What Ray puts on the import path of an agent: the folders of the driver's script and of its working directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ray._private.worker import global_worker
+
+import prefect_tpu
+
+
+def leave_driver_path() -> None:
+    """Take them off again, in an agent.
+
+    They are there on the driver's own machine, where slices are simulated, and not on a real slice: what is imported
+    from them works on the one and not on the other. A folder that is on the path for another reason, too, stays.
+    """
+    home = os.path.dirname(os.path.dirname(os.path.abspath(prefect_tpu.__file__)))
+    for entry in global_worker.core_worker.get_job_config().py_driver_sys_path:
+        if entry in sys.path and entry != home:
+            sys.path.remove(entry)
