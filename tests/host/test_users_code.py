@@ -319,7 +319,11 @@ def test_processes_that_the_function_starts_find_them(host: HostSupervisor, meth
 
 
 MAIN_PROGRAM = """
-import concurrent.futures, multiprocessing, pickle, enum, dataclasses
+import concurrent.futures, dataclasses, functools, multiprocessing, pickle, typing
+Rate = typing.NewType("Rate", float)
+@functools.cache
+def main_table(rate: Rate):
+    return rate + 1
 @dataclasses.dataclass
 class MainConfig:
     rate: float
@@ -329,7 +333,7 @@ def main_fn(config):
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         result = pool.submit(main_double, pickle.loads(pickle.dumps(config))).result()
     import __main__
-    return result.rate, __main__.MainConfig is MainConfig is type(result)
+    return main_table(result.rate), __main__.MainConfig is MainConfig is type(result)
 """
 
 
@@ -338,7 +342,7 @@ def test_what_the_main_program_has_is_found_too(host: HostSupervisor) -> None:
     before = set(main)
     exec(MAIN_PROGRAM, main)
     try:
-        assert Run(host, main["main_fn"], main["MainConfig"](1.5)).value() == (3.0, True)
+        assert Run(host, main["main_fn"], main["MainConfig"](1.5)).value() == (4.0, True)
     finally:
         for name in set(main) - before:
             del main[name]

@@ -80,6 +80,24 @@ def test_installed_packages_and_prefect_tpu_travel_by_reference(project: Path) -
     assert "userflow" in pickling.ProjectModules(project)
 
 
+def test_a_project_that_is_installed_as_its_sources_travels_by_value(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `pip install -e` puts on the path is nothing but a folder: in the project it is the project's."""
+    other = tmp_path / "other" / "src"
+    (other / "otherpackage").mkdir(parents=True)
+    (other / "otherpackage" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(other))
+    import otherpackage  # type: ignore[import-not-found]  # noqa: F401
+    import userpackage.parts  # noqa: F401
+
+    modules = pickling.ProjectModules(project)
+    assert "userpackage.parts" in modules
+    assert "otherpackage" not in modules
+    assert "userpackage.parts" not in pickling.ProjectModules(project, by_name=("userpackage",))
+    del sys.modules["otherpackage"]
+
+
 def test_cloudpickles_registry_stays_as_it_was(project: Path) -> None:
     """Threads that pickle at the same time, for different roots, do not see each other."""
     import userflow
