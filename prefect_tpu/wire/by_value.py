@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import importlib
 import pickle
 import sys
 import types
@@ -138,6 +139,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if of_driver is not None:
             return _find_class, (of_driver, cls.__qualname__)
         if cls.__module__ not in self._modules and not cloudpickle_api.is_dynamic(cls):
+            registration = pytrees.registration(cls) if self._class_of_driver is None else None
+            if registration is not None and self._is_users(registration):
+                return _registered, (cls.__module__, cls.__qualname__, registration)
             return super().reducer_override(cls)
         self._by_value.add(cls.__module__)
         is_found = "." not in cls.__qualname__ and _is_found(cls, cls.__module__, cls.__qualname__)
@@ -151,6 +155,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             None,
             _set_class_state,
         )
+
+    def _is_users(self, registration: tuple[str, tuple[Any, ...]]) -> bool:
+        """Whether the project may have registered a class of an installed package; hosts do not import that file."""
+        how, what = registration
+        modules = [getattr(one, "__module__", None) for one in what]
+        return how == "register_dataclass" or any(one in self._modules or one == host_modules.MAIN for one in modules)
 
     # -- functions
 
@@ -220,7 +230,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             by_name = module not in self._modules and cloudpickle_api.goes_by_name(value, name)
             return ByName(module, name) if by_name else None
         cls = type(value)
-        if cls.__module__.startswith(_FOR_DRIVERS) and tasks.reduce_prefect(value) is None:
+        if cls.__module__.startswith(_FOR_DRIVERS) and not tasks.is_plain(value):
             return LeftBehind(f"is a {cls.__qualname__}, which is of no use on a host, so it did not travel")
         return None
 
@@ -244,6 +254,14 @@ def _find_class(tracker_id: str, name: str) -> type:
     found = cloudpickle_api.class_of_id(tracker_id)
     if found is None:
         raise pickle.UnpicklingError(f"class {name} came from a process that is not this one, or is gone from it")
+    return found
+
+
+def _registered(module: str, name: str, registration: tuple[str, tuple[Any, ...]]) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    pytrees.register(found, *registration)
     return found
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import dis
+import functools
 import importlib.util
 import sys
 import tokenize
 import types
 import weakref
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from prefect_tpu.wire.modules import Source
@@ -121,8 +122,13 @@ def _walk(code: types.CodeType) -> Iterator[tuple[str, int, tuple[str, ...]]]:
             yield from _imports_of(inner)
 
 
-def _imports_in(source: Source, name: str) -> Iterable[str]:
-    """As `_imports_of`, of a whole module."""
+@functools.lru_cache(maxsize=256)
+def _imports_in(source: Source, name: str) -> tuple[str, ...]:
+    """The modules that a module's import statements may bring, wherever in it they are."""
+    return tuple(dict.fromkeys(_named_in(source, name)))
+
+
+def _named_in(source: Source, name: str) -> Iterator[str]:
     package = name if source.is_package else name.rpartition(".")[0]
     try:
         tree = ast.parse(source.text or "")

@@ -14,16 +14,23 @@ _REFUSED = ("submit", "map", "delay", "apply_async", "serve", "deploy")
 
 
 def reduce_prefect(obj: Any) -> Any:
-    """A task as its function; a flow as something that says what to do; None for what is neither."""
+    """A task as its function; a flow, or a gang's task, as something that says what to do; None for what is neither."""
     if _is_of_prefect(obj, "prefect.tasks", "Task"):
-        fn = getattr(obj, "body", obj.fn)  # of a gang's task, `fn` is what launches the gang
+        if hasattr(obj, "gang_run"):  # `fn` is what launches the gang
+            return _not_callable, ("gang task", obj.body, str(obj.name))
+        fn = obj.fn
         bound_to = getattr(obj.fn, "__prefect_self__", None)
         if bound_to is not None and not _is_attribute_of(obj, type(bound_to)):
             return types.MethodType, (fn, bound_to)
         return _plain_task, (fn, str(obj.name))
     if _is_of_prefect(obj, "prefect.flows", "Flow"):
-        return _plain_flow, (obj.fn, str(obj.name))
+        return _not_callable, ("flow", obj.fn, str(obj.name))
     return None
+
+
+def is_plain(obj: Any) -> bool:
+    """Whether it is a task that hosts can call."""
+    return _is_of_prefect(obj, "prefect.tasks", "Task") and not hasattr(obj, "gang_run")
 
 
 def _is_of_prefect(obj: Any, module: str, name: str) -> bool:
@@ -43,12 +50,12 @@ def _plain_task(fn: Any, name: str) -> Any:
         fn.fn = fn  # type: ignore[attr-defined]
         fn.with_options = functools.partial(_with_options, fn)  # type: ignore[attr-defined]
         for method in _REFUSED:
-            setattr(fn, method, _refuses(f".{method}() of task", name, "call it: it runs here, as its plain function"))
+            setattr(fn, method, _refuses(f".{method}() of task", name, "Call it: it runs here, as its plain function"))
     return fn
 
 
-def _plain_flow(fn: Any, name: str) -> Any:
-    refuse = _refuses("a call of flow", name, "call the flow's plain function, `.fn(...)`, or the flow before the gang")
+def _not_callable(what: str, fn: Any, name: str) -> Any:
+    refuse = _refuses(f"a call of {what}", name, "Call its plain function, `.fn(...)`, or itself in the flow")
     refuse.fn = fn  # type: ignore[attr-defined]
     return refuse
 

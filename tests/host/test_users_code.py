@@ -89,8 +89,22 @@ class Mode(str):
     __slots__ = ()
 
 
+jax.tree_util.register_pytree_node(
+    textwrap.TextWrapper, lambda one: ((one.width,), None), lambda _, children: textwrap.TextWrapper(*children)
+)
+
+
+def test_registrations_of_installed_classes_travel(host: HostSupervisor) -> None:
+    """The class goes by its name; who has registered it is a file that hosts do not have."""
+
+    def fn(given: Any) -> int:
+        return int(jax.jit(lambda one: one.width + 1)(given))
+
+    assert Run(host, fn, textwrap.TextWrapper(70)).value() == 71
+
+
 def test_registrations_of_pytrees_travel(host: HostSupervisor) -> None:
-    """Each way to register a class; twice, as one attempt may bring a class that JAX knows already."""
+    """Each way to register a class."""
 
     def fn(state: State) -> Any:
         @jax.jit
@@ -539,7 +553,7 @@ def test_tasks_travel_as_their_functions(host: HostSupervisor) -> None:
 @pytest.mark.parametrize(
     ("fn", "says"),
     [
-        (lambda: add_task.submit(1), r"\.submit\(\) of task 'adds'.*call it"),
+        (lambda: add_task.submit(1), r"\.submit\(\) of task 'adds'.*Call it"),
         (lambda: add_task.map([1]), r"\.map\(\) of task 'adds'"),
         (lambda: whole_flow(), r"flow 'whole-flow'.*\.fn"),
     ],
