@@ -24,12 +24,12 @@ from prefect_tpu.wire import (
     tasks,
 )
 from prefect_tpu.wire.late_imports import LateImports
-from prefect_tpu.wire.modules import ByName, LeftBehind
+from prefect_tpu.wire.modules import WAITING, ByName, LeftBehind
 from prefect_tpu.wire.project import ProjectModules
 from prefect_tpu.wire.reducers import Fetch
 
 _NOT_OF_A_MODULE = frozenset(
-    {"__builtins__", "__loader__", "__spec__", "__cached__", "__path__", "__name__", "__annotations__", "_waiting"}
+    {"__builtins__", "__loader__", "__spec__", "__cached__", "__path__", "__name__", "__annotations__", WAITING}
 )
 _OF_PREFECT = "__prefect_"
 """Beginning of what Prefect writes onto functions of tasks: their instance, for one."""

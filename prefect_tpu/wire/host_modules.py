@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefect_tpu.core.errors import ConfigurationError
-from prefect_tpu.wire.modules import ByName, HostModule, LeftBehind, Source
+from prefect_tpu.wire.modules import WAITING, ByName, HostModule, LeftBehind, Source
 
 MAIN = "__main__"
 PAYLOAD_VARIABLE = "_PREFECT_TPU_PAYLOAD"
@@ -121,7 +121,7 @@ def namespace_of(name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The global variables of functions that travelled by value, those of their module."""
     if not _here.on_host or not name:
         return dict(attributes)
-    namespace = vars(_module(name))
+    namespace = vars(_module(name, is_package="__path__" in attributes))
     namespace.update({key: value for key, value in attributes.items() if key != "__path__"})
     return namespace
 
@@ -147,7 +147,7 @@ def set_module_state(module: Any, state: tuple[dict[str, Any], dict[str, ByName 
     values, waiting = state
     for name, value in values.items():
         vars(module).setdefault(name, value)
-    vars(module)["_waiting"].update(waiting)
+    vars(module)[WAITING].update(waiting)
 
 
 def take_late(_: list[types.ModuleType], more: Any) -> Any:
@@ -170,8 +170,8 @@ def first_then(_: Any, obj: Any, __: Any) -> Any:
 def _module(name: str, is_package: bool = False) -> types.ModuleType:
     found = sys.modules.get(name)
     if name in _here.names and found is not None:
-        if is_package:
-            vars(found).setdefault("__path__", [])
+        if is_package and not hasattr(found, "__path__"):
+            found.__path__ = found.__spec__.submodule_search_locations = []
         return found
     made = HostModule(name)
     made.__loader__ = _Loader(None)
@@ -196,18 +196,19 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002 - the protocol has it
-        target: Any = None,  # noqa: ARG002
+        path: Sequence[str] | None = None,
+        target: Any = None,  # noqa: ARG002 - the protocol has it
     ) -> importlib.machinery.ModuleSpec | None:
         if _here.load is not None and fullname.partition(".")[0] in _here.tops:
             load_now()
             if fullname in _here.names:
                 return importlib.machinery.ModuleSpec(fullname, _Loader(None, sys.modules[fullname]))
         source = _here.sources.get(fullname)
-        if source is None and any(name.startswith(f"{fullname}.") for name in (*_here.names, *_here.sources)):
-            source = Source(None, "", is_package=True)
         if source is None:
-            return None
+            below = any(name.startswith(f"{fullname}.") for name in (*_here.names, *_here.sources))
+            if not below or importlib.machinery.PathFinder.find_spec(fullname, path) is not None:
+                return None
+            source = Source(None, "", is_package=True)
         loader = _Loader(source)
         spec = importlib.machinery.ModuleSpec(
             fullname, loader, origin=source.file or None, is_package=source.is_package

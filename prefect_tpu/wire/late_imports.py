@@ -73,7 +73,7 @@ class LateImports:
             return None
         below = list(spec.submodule_search_locations or ())
         if spec.origin is None:  # a folder without an __init__.py
-            inside = any(self._modules.has_file(name, f"{folder}/any.py") for folder in below)
+            inside = below and all(self._modules.has_file(name, f"{folder}/any.py") for folder in below)
             return Source(None, "", is_package=True) if inside else None
         if not self._modules.has_file(name, spec.origin):
             return None

@@ -7,6 +7,9 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
+WAITING = "__prefect_tpu_waiting__"
+"""In a module's variables: those that did not come with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -43,10 +46,10 @@ class HostModule(types.ModuleType):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self._waiting: dict[str, ByName | LeftBehind] = {}
+        self.__dict__[WAITING] = {}
 
     def __getattr__(self, name: str) -> Any:
-        waiting = self.__dict__.get("_waiting", {}).get(name)
+        waiting = self.__dict__.get(WAITING, {}).get(name)
         if isinstance(waiting, ByName):
             value = importlib.import_module(waiting.module)
             for part in waiting.name.split(".") if waiting.name else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -78,9 +79,8 @@ class ProjectModules:
         for entry in map(Path, dict.fromkeys(sys.path)):
             if self._root is None or not self.has_file("", str(entry / "any.py")):
                 continue
-            for one in entry.iterdir() if entry.is_dir() else ():
-                if one.suffix == ".py" or (one / "__init__.py").exists():
-                    found.add(one.stem)
+            with contextlib.suppress(OSError):
+                found |= {one.stem for one in entry.iterdir() if one.suffix == ".py" or (one / "__init__.py").exists()}
         return tuple(sorted(name for name in found if name.isidentifier() and not self.is_named(name)))
 
     def is_named(self, name: str) -> bool:
