@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import ray  # noqa: F401 - before parts of it: see tests/test_house.py
 from ray._private.worker import global_worker
 
 import prefect_tpu

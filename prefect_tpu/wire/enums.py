@@ -32,8 +32,7 @@ def skeleton(cls: type[enum.Enum]) -> tuple[Any, tuple[Any, ...]]:
     data = getattr(cls, "_member_type_", object)
     rows: list[Row] = []
     for name, member in cls.__members__.items():
-        of_data = getattr(data, "__getnewargs__", None)
-        rows.append((name, member.value, of_data(member) if of_data is not None else ()))
+        rows.append((name, member.value, _made_from(data, member)))
     boundary = getattr(cls, "_boundary_", None) if issubclass(cls, enum.Flag) else None
     identity = (cls.__name__, cls.__qualname__, cls.__module__, cloudpickle_api.id_of_class(cls))
     return _make, (type(cls), cls.__bases__, identity, boundary, rows)
@@ -76,9 +75,7 @@ def _make(
 
     def make_member(cls: Any, *_: Any) -> Any:
         _, value, of_data = next(waiting)
-        data = cls._member_type_
-        # A data type without arguments of its own may still want some in __new__: a dataclass does not, a date does.
-        member = object.__new__(cls) if data.__new__ is object.__new__ else data.__new__(cls, *(of_data or (value,)))
+        member = cls._member_type_.__new__(cls, *of_data)
         member._value_ = value
         return member
 
@@ -90,6 +87,13 @@ def _make(
     made = kind.__new__(kind, name, bases, namespace, **({} if boundary is None else {"boundary": boundary}))
     made.__module__, made.__qualname__ = module, qualname
     return cloudpickle_api.known_class(tracker_id, made)
+
+
+def _made_from(data: Any, member: enum.Enum) -> tuple[Any, ...]:
+    """What the data type of an enum makes the member's own data from: a number, a text, a date."""
+    if hasattr(data, "__getnewargs__"):
+        return tuple(data.__getnewargs__(member))
+    return () if data.__reduce__ is object.__reduce__ else tuple(data.__reduce__(member)[1])
 
 
 def _do_nothing(*_: Any) -> None:

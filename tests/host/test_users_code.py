@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import datetime
 import enum
 import functools
 import importlib
@@ -263,6 +264,10 @@ class Unit(bytes, enum.Enum):
     METRE = (1, "m")
 
 
+class Day(datetime.date, enum.Enum):
+    FIRST = 2020, 1, 2
+
+
 class Size(enum.StrEnum):
     SMALL = enum.auto()
     LARGE = enum.auto()
@@ -284,6 +289,7 @@ def test_members_of_enums_are_the_same_on_both_ends(host: HostSupervisor) -> Non
         assert Planet.EARTH.heavier(planet)
         assert (bytes(unit), unit.label, unit is Unit(1)) == (b"\x01", "m", True)  # type: ignore[attr-defined]
         assert by_size[Size.SMALL] == 1
+        assert Day.FIRST.year == 2020
         assert [one.name for one in Perm] == ["R", "W"]
         assert Strict(3) == Strict.A | Strict.B
         with pytest.raises(ValueError, match="8"):
