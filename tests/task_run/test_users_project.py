@@ -70,7 +70,7 @@ FLOW = """
 
     @flow
     def main():
-        [(number, late, mass, has_prefect, said)] = train(Planet.EARTH)
+        (number, late, mass, has_prefect, said), _ = train(Planet.EARTH)
         assert (number, late, mass, has_prefect) == (2, 7, 6, False)
         assert "Name it in" in said, said
         try:
