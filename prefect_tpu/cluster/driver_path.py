@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 
 import ray  # noqa: F401 - before parts of it: see tests/test_house.py
 from ray._private.worker import global_worker
-
-import prefect_tpu
 
 
 def leave_driver_path() -> None:
@@ -17,7 +15,7 @@ def leave_driver_path() -> None:
     They are there on the driver's own machine, where slices are simulated, and not on a real slice: what is imported
     from them works on the one and not on the other. A folder that is on the path for another reason, too, stays.
     """
-    home = os.path.dirname(os.path.dirname(os.path.abspath(prefect_tpu.__file__)))
+    home = str(Path(__file__).parents[2])  # of this package
     for entry in global_worker.core_worker.get_job_config().py_driver_sys_path:
         if entry in sys.path and entry != home:
             sys.path.remove(entry)

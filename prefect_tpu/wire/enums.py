@@ -74,7 +74,7 @@ def _make(
     waiting = iter(rows)
 
     def make_member(cls: Any, *_: Any) -> Any:
-        _, value, of_data = next(waiting)
+        value, of_data = next(waiting)[1:]
         member = cls._member_type_.__new__(cls, *of_data)
         member._value_ = value
         return member

@@ -9,7 +9,7 @@ from typing import Any
 _PLAIN_REDUCE = frozenset(
     one.__reduce__ for one in vars(builtins).values() if isinstance(one, type) and issubclass(one, BaseException)
 )
-_WRITTEN = types.FunctionType | staticmethod
+_WRITTEN = (types.FunctionType, staticmethod)
 """In Python: what the interpreter brings is neither."""
 
 
@@ -23,7 +23,8 @@ def reduce_exception(error: BaseException) -> Any:
         return None
     if not any(isinstance(vars(one).get(name), _WRITTEN) for one in cls.__mro__ for name in ("__init__", "__new__")):
         return None
-    _, args, *state = error.__reduce__()  # type: ignore[misc]
+    reduced: Any = error.__reduce__()
+    _, args, *state = reduced
     return _rebuild, (cls, args), *state
 
 
@@ -40,7 +41,7 @@ class Bare:
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
-    base = next(one for one in cls.__mro__ if one.__module__ == "builtins")
+    base: Any = next(one for one in cls.__mro__ if one.__module__ == "builtins")
     error: BaseException = base.__new__(cls, *args)
     base.__init__(error, *args)
     return error

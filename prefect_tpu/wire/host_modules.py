@@ -171,7 +171,9 @@ def _module(name: str, is_package: bool = False) -> types.ModuleType:
     found = sys.modules.get(name)
     if name in _here.names and found is not None:
         if is_package and not hasattr(found, "__path__"):
-            found.__path__ = found.__spec__.submodule_search_locations = []
+            found.__path__ = []
+            assert found.__spec__ is not None
+            found.__spec__.submodule_search_locations = []
         return found
     made = HostModule(name)
     made.__loader__ = _Loader(None)

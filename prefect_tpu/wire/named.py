@@ -12,7 +12,7 @@ from typing import Any
 from prefect_tpu.wire import cloudpickle_api
 from prefect_tpu.wire.project import ProjectModules
 
-_DISPATCH = functools.singledispatch(lambda: None)
+_DISPATCH: Any = functools.singledispatch(lambda _: None)
 _MADE_BY_DISPATCH = frozenset({*vars(_DISPATCH)})
 
 
@@ -22,7 +22,7 @@ def reduce_named(obj: Any, modules: ProjectModules) -> Any:
     if reduce is None:
         return None
     module = getattr(obj, "__module__", None)
-    name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", "")
+    name = str(getattr(obj, "__qualname__", None) or getattr(obj, "__name__", ""))
     return name if module not in modules and cloudpickle_api.goes_by_name(obj, name) else reduce(obj)
 
 
@@ -114,7 +114,8 @@ def _make_cached_property(function: Any, name: str | None, doc: str | None) -> A
 
 
 def _make_new_type(name: str, supertype: Any, module: str) -> Any:
-    made = typing.NewType(name, supertype)
+    new_type: Any = typing.NewType
+    made = new_type(name, supertype)
     made.__module__ = module
     return made
 
