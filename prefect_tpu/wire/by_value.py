@@ -139,7 +139,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if of_driver is not None:
             return _find_class, (of_driver, cls.__qualname__)
         if cls.__module__ not in self._modules and not cloudpickle_api.is_dynamic(cls):
-            registration = pytrees.registration(cls) if self._class_of_driver is None else None
+            registration = pytrees.registration(cls, by_value=False) if self._class_of_driver is None else None
             if registration is not None and self._is_users(registration):
                 return _registered, (cls.__module__, cls.__qualname__, registration)
             return super().reducer_override(cls)

@@ -124,6 +124,23 @@ def test_registrations_of_pytrees_travel(host: HostSupervisor) -> None:
     assert paths == [".a", ".b"]
 
 
+def test_a_class_that_its_metaclass_registers_is_refused() -> None:
+    """As those of equinox: made empty, as classes are that travel, it would be registered without its fields."""
+
+    class Meta(type):
+        def __new__(cls, *args: Any) -> Any:
+            made = super().__new__(cls, *args)
+            fields = tuple(made.__annotations__)
+            jax.tree_util.register_pytree_node(made, lambda one: (fields, None), lambda _, given: made())  # type: ignore[arg-type]
+            return made
+
+    class Layer(metaclass=Meta):
+        weights: Any
+
+    with pytest.raises(ValueError, match=r"Layer is made, and registered with JAX, by its metaclass .*by_name"):
+        pickling.dumps((len, (Layer(),), {}), Path(__file__).parent)
+
+
 @jax.custom_vjp
 def clipped(x: Any) -> Any:
     return x
