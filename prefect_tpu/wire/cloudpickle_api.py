@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cloudpickle import cloudpickle as _internals
+
+_LOADS_IN_CLASS_BODIES = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_names_of_code: weakref.WeakKeyDictionary[types.CodeType, dict[str, None]] = weakref.WeakKeyDictionary()
 
 NO_FILE = "<dynamic-code>"
 """What cloudpickle gives for the file of a function that travels by value."""
@@ -74,8 +80,9 @@ def function_skeleton(function: types.FunctionType, namespace: Any) -> tuple[Cal
 def function_state(function: types.FunctionType, *, with_globals: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its attributes; and defaults, closure, names, and the global variables that it uses."""
     attributes, slots = _internals._function_getstate(function)
-    if not with_globals:
-        slots["__globals__"] = {}
+    variables = function.__globals__
+    names = global_names(function.__code__) if with_globals else ()
+    slots["__globals__"] = {name: variables[name] for name in names if name in variables}
     return attributes, slots
 
 
@@ -96,6 +103,16 @@ def reduce_typevar(variable: typing.TypeVar) -> Any:
 
 
 def global_names(code: types.CodeType) -> Iterable[str]:
-    """Names of the global variables that travel with a function."""
-    names: Iterable[str] = _internals._extract_code_globals(code)
-    return names
+    """Names of the global variables that travel with a function. cloudpickle overlooks those in bodies of classes."""
+    found = _names_of_code.get(code)
+    if found is None:
+        found = _names_of_code[code] = dict.fromkeys((*_internals._extract_code_globals(code), *_in_class_bodies(code)))
+    return found
+
+
+def _in_class_bodies(code: types.CodeType) -> Iterator[str]:
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            if not inner.co_flags & inspect.CO_OPTIMIZED:
+                yield from (one.argval for one in dis.get_instructions(inner) if one.opname in _LOADS_IN_CLASS_BODIES)
+            yield from _in_class_bodies(inner)

@@ -250,6 +250,23 @@ def test_relatives_of_caches_travel(host: HostSupervisor) -> None:
     assert Run(host, fn).value() == ("int+object+int", 7, 7, 3, "int", "object", 9, "UserId", None)
 
 
+RATE = 0.5
+
+
+def test_classes_inside_the_function_see_the_files_variables(host: HostSupervisor) -> None:
+    """Also those that only the body of the class names."""
+
+    def fn() -> Any:
+        @dataclasses.dataclass
+        class Inner:
+            ident: UserId = dataclasses.field(default=UserId(3))
+            rate: float = RATE
+
+        return dataclasses.astuple(Inner())
+
+    assert Run(host, fn).value() == (3, 0.5)
+
+
 # -- enums
 
 
