@@ -64,6 +64,8 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
             Ray sets it up on each host once, before anything of ours starts there; nothing by default.
         preload: modules imported ahead on every host, once, so that attempts start without that cost. It says nothing
             else; jax is imported ahead too where `jax_distributed` is on.
+        by_name: modules of the project that are installed on the hosts, with all below them: they are sent as names.
+            All others of the project travel by value.
         jax_distributed: "auto" calls `jax.distributed.initialize` when there is more than one host process; True
             always; False never: then each host is alone to JAX, as `runtime.current().jax_distributed` tells.
         resumable: False: one attempt only, no retry for any cause.

@@ -451,16 +451,18 @@ def leaves(app: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], s
         yield path, {name for one in arguments for name in one.names if name.startswith("--")}
 
 
-def test_each_sentence_on_security_is_shown_by_something() -> None:
+@pytest.mark.parametrize(
+    ("page", "begin", "end", "count"),
+    [
+        ("security.md", "## What listens", "## What is not promised", 40),
+        ("your-code.md", "## How what travels", "## Modules that the hosts have", 20),
+    ],
+)
+def test_each_row_is_shown_by_something(page: str, begin: str, end: str, count: int) -> None:
     """A test that is there, or a command; but for what is not promised."""
-    page = (
-        (ROOT / "docs" / "security.md")
-        .read_text()
-        .partition("## What listens")[2]
-        .partition("## What is not promised")[0]
-    )
-    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.endswith("| shown by |")]
-    assert len(rows) > 40
+    part = page_text(page).partition(begin)[2].partition(end)[0]
+    rows = [line for line in part.splitlines() if line.startswith("| ") and not line.endswith("| shown by |")]
+    assert len(rows) > count
     for row in rows:
         shown_by = row.rstrip("| ").rpartition(" | ")[2]
         assert "`" in shown_by, row

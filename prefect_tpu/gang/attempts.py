@@ -114,6 +114,7 @@ class Attempts:
         payload = pickling.dumps(
             (call.fn, call.args, call.kwargs),
             project_root=pickling.project_root_of(call.fn),
+            by_name=plan.options.by_name,
             fetch=object_refs.fetcher(self.cancelled.is_set),
         )
         if backoff_seconds:

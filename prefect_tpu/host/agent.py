@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from prefect_tpu.cluster import object_store
+from prefect_tpu.cluster.driver_path import leave_driver_path
 from prefect_tpu.core.messages import HostReport
 from prefect_tpu.host.heart import Heart
 from prefect_tpu.host.metadata import MetadataWatcher
@@ -31,6 +32,7 @@ class Agent(HostSupervisor):
         # With its first argument a Ray process imports pyarrow, where that is installed: 0.2 s and 40 MB that an
         # agent has no use for.
         sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
+        leave_driver_path()
         super().__init__()
         self._heart = Heart(ray.util.get_node_ip_address())
         self._metadata: MetadataWatcher | None = None

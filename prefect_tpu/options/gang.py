@@ -96,6 +96,12 @@ class GangOptions(Options):
         description="Modules imported ahead on every host, as JSON list; jax too, where jax_distributed is on.",
         form="Modules imported ahead on every host; empty: jax, numpy and cloudpickle.",
     )
+    by_name: Modules = option(
+        [],
+        title="By name",
+        description="Modules that the hosts have, sent as names, as JSON list; others of the project travel by value.",
+        form="Modules of the project that are installed on the hosts; all others travel by value.",
+    )
     jax_distributed: JaxDistributed = option(
         "auto",
         title="JAX distributed",

@@ -41,6 +41,7 @@ class GivenOptions(TypedDict, total=False):
     secret_env: Mapping[str, str | SecretStr] | None
     runtime_env: Mapping[str, Any] | None
     preload: Sequence[str] | None
+    by_name: Sequence[str] | None
     jax_distributed: JaxDistributed | None
     checkpoint_root: str | Path | None
     resumable: Flag | None
@@ -96,6 +97,11 @@ class PoolOptions(Options):
     )
     preload: Modules | None = Field(
         default=None, description="Modules imported ahead on every host; empty: jax, numpy and cloudpickle."
+    )
+    by_name: Modules | None = Field(
+        default=None,
+        title="By name",
+        description="Modules of the project that are installed on the hosts; all others travel by value.",
     )
     jax_distributed: JaxDistributed | None = Field(
         default=None,

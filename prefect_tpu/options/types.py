@@ -64,7 +64,7 @@ def _path(given: Any) -> Any:
 
 
 def _are_modules(given: list[str]) -> list[str]:
-    wrong = [name for name in given if not all(part.isidentifier() for part in name.split("."))]
+    wrong = [name for name in given if name == "__main__" or not all(part.isidentifier() for part in name.split("."))]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no name of a module, such as 'jax' or 'orbax.checkpoint'")
     return given

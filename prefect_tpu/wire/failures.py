@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Set
-from typing import Literal
+from typing import Any, Literal
 
 from prefect_tpu.core.errors import RemoteTraceback
 from prefect_tpu.core.messages import Raised, Stage
 from prefect_tpu.core.text import MAX_TEXT_CHARS, clean, cut
 from prefect_tpu.wire import pickling
+from prefect_tpu.wire.exceptions import Bare
 from prefect_tpu.wire.unpicklable import CannotPickleError
 
 MAX_CAUSES = 20
@@ -72,13 +73,23 @@ def _steers(error: BaseException) -> bool:
 
 
 def _pickled(error: BaseException, classes: pickling.ClassesOfDriver | None) -> bytes | None:
-    """The exception, if the driver will be able to rebuild it."""
+    """The exception, if the driver will be able to rebuild it; without attributes and arguments that do not pickle."""
+    data = _try(error, type(error), classes)
+    if data is not None:
+        return data
+    attributes = {name: value for name, value in vars(error).items() if _try(value, type(value), classes)}
+    arguments = tuple(one if _try(one, type(one), classes) else cut(_text_of(one)) for one in error.args)
+    return _try(Bare(error, arguments, attributes), type(error), classes)
+
+
+def _try(value: Any, becomes: type, classes: pickling.ClassesOfDriver | None) -> bytes | None:
+    """Its pickle, if something of that type comes out again."""
     try:
-        data = pickling.dumps_inline(error, known=classes)
+        data = pickling.dumps_inline(value, known=classes)
         rebuilt = pickle.loads(data)  # noqa: S301 - our own bytes
     except Exception:  # noqa: BLE001 - the user's class does what it does; its text travels anyway
         return None
-    return data if type(rebuilt) is type(error) else None
+    return data if type(rebuilt) is becomes else None
 
 
 def _cause_types(error: BaseException) -> tuple[str, ...]:
@@ -97,7 +108,7 @@ def _type_name(error: BaseException) -> str:
     return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _text_of(error: BaseException) -> str:
+def _text_of(error: object) -> str:
     """Its message, also if its own `__str__` fails."""
     try:
         return str(error)

@@ -7,56 +7,28 @@ they arrive.
 
 from __future__ import annotations
 
-import inspect
 import io
 import pickle
-import sys
-import sysconfig
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
-
-from prefect_tpu.wire import cloudpickle_api, reducers, unpicklable
+from prefect_tpu.wire import cloudpickle_api, host_modules, reducers, unpicklable
+from prefect_tpu.wire.by_value import Pickler, Sent
+from prefect_tpu.wire.project import ProjectModules, project_root_of
 from prefect_tpu.wire.reducers import Fetch
+
+__all__ = ["ClassesOfDriver", "ProjectModules", "dumps", "dumps_inline", "loads", "project_root_of"]
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on travel beside the stream; smaller ones are not worth a page of their own."""
-
-PROJECT_MARKERS = ("pyproject.toml", "prefect.yaml", "setup.py", ".git")
-_INSTALLED_PARTS = frozenset({"site-packages", "dist-packages"})
-_STANDARD_LIBRARY = tuple(
-    Path(path).resolve() for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")} if path
-)
-_OWN_PACKAGE = __name__.partition(".")[0]
-
-
-def project_root_of(fn: Callable[..., Any]) -> Path | None:
-    """The directory whose modules travel by value together with `fn`.
-
-    It is the nearest directory above the function's file that holds one of `PROJECT_MARKERS`, else the
-    file's own; None for a function without a file (it travels by value anyway) and for an installed one.
-    """
-    code = getattr(inspect.unwrap(fn), "__code__", None)
-    if code is None:
-        return None
-    if code.co_filename.startswith("<"):
-        return None  # typed in, or made by exec
-    file = Path(code.co_filename).resolve()
-    if _is_installed(file):
-        return None
-    for parent in file.parents:
-        if any((parent / marker).exists() for marker in PROJECT_MARKERS):
-            return parent
-    return file.parent
 
 
 def dumps(
     obj: Any,
     project_root: Path | None = None,
     *,
+    by_name: Sequence[str] = (),
     known: ClassesOfDriver | None = None,
     fetch: Fetch | None = None,
 ) -> list[Any]:
@@ -67,7 +39,9 @@ def dumps(
     Args:
         obj: what to send. A tuple (function, args, kwargs) gets better error messages.
         project_root: modules below it travel by value, except installed ones and prefect_tpu.
-        known: classes that the receiver has, to be found there instead of being built anew.
+        by_name: modules that the hosts have, with all below them: they travel by name.
+        known: classes that the receiver, which is the driver then, has; they are found there instead of being built
+            anew. None on the way to a host.
         fetch: brings the value of one of Ray's ObjectRefs, which travels in its place; None: they are refused.
 
     Raises:
@@ -83,21 +57,23 @@ def dumps(
         buffers.append(raw)
         return False
 
-    modules = ProjectModules(project_root)
+    modules = ProjectModules(project_root, by_name, host_modules.names())
     stream = io.BytesIO()
+    pickler = _pickler(stream, beside, modules, known, fetch)
     try:
-        _Pickler(stream, beside, modules, known, fetch).dump(obj)
+        pickler.dump(Sent(obj) if known is None else obj)
     except reducers.NoValueError as error:
         raise error.cause from None
     except Exception as error:
-        raise unpicklable.explain(obj, error, lambda part: _try(part, modules, known, fetch)) from error
+        culprit = obj if pickler.whole is None else pickler.whole
+        raise unpicklable.explain(culprit, error, lambda part: _try(part, modules, known, fetch)) from error
     return [stream.getbuffer(), *buffers]
 
 
 def dumps_inline(obj: Any, *, known: ClassesOfDriver | None = None) -> bytes:
     """Pickle `obj` into one string that `pickle.loads` reads. Raises what pickling raises."""
     stream = io.BytesIO()
-    _Pickler(stream, None, ProjectModules(None), known).dump(obj)
+    _pickler(stream, None, ProjectModules(None, also=host_modules.names()), known).dump(obj)
     return stream.getvalue()
 
 
@@ -127,103 +103,25 @@ class ClassesOfDriver:
         return self._ids.get(cls)
 
 
-class ProjectModules:
-    """Tells which modules are the user's own: below the project root and not installed."""
-
-    def __init__(self, root: Path | None) -> None:
-        self._root = root.resolve() if root is not None else None
-        self._answers: dict[str, bool] = {}
-
-    def __contains__(self, name: object) -> bool:
-        if self._root is None or not isinstance(name, str):
-            return False
-        if name not in self._answers:
-            self._answers[name] = self._look(name)
-        return self._answers[name]
-
-    def _look(self, name: str) -> bool:
-        if name.partition(".")[0] in (_OWN_PACKAGE, "__main__"):
-            return False  # the hosts have the first; cloudpickle sends what is in the second by value
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if not file or not file.endswith(".py"):
-            return False
-        path = Path(file).resolve()
-        return self._root in path.parents and not _is_installed(path)
-
-
-def _is_installed(file: Path) -> bool:
-    return not _INSTALLED_PARTS.isdisjoint(file.parts) or any(
-        directory in file.parents for directory in _STANDARD_LIBRARY
-    )
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Decides by value or by reference itself: cloudpickle's registry is global and shared by all threads."""
-
-    def __init__(
-        self,
-        file: Any,
-        beside: Callable[[pickle.PickleBuffer], bool] | None,
-        modules: ProjectModules,
-        known: ClassesOfDriver | None,
-        fetch: Fetch | None = None,
-    ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=beside)
-        self._modules = modules
-        self._known = known
-        self._fetch = fetch
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, type):
-            tracked = self._known.tracker_id(obj) if self._known is not None else None
-            if tracked is not None:
-                return _class_of_driver, (tracked, obj.__qualname__)
-            if obj.__module__ in self._modules:
-                return cloudpickle_api.reduce_class(obj)
-        elif isinstance(obj, types.FunctionType):
-            if obj.__module__ in self._modules:
-                return cloudpickle_api.reduce_function(self, obj)
-        elif isinstance(obj, types.CodeType):
-            return cloudpickle_api.reduce_code(obj)
-        elif isinstance(obj, types.ModuleType):
-            if obj.__name__ in self._modules:
-                return _make_module, (obj.__name__,), _module_state(obj), None, None, _set_module_state
-        else:
-            reduced = reducers.reduce_jax(obj) or reducers.reduce_ray(obj, self._fetch)
-            if reduced is not None:
-                return reduced
-        return super().reducer_override(obj)
-
-
-def _class_of_driver(tracker_id: str, name: str) -> type:
-    found = cloudpickle_api.class_of_id(tracker_id)
-    if found is None:
-        raise pickle.UnpicklingError(f"class {name} came from a process that is not this one, or is gone from it")
-    return found
-
-
-def _make_module(name: str) -> types.ModuleType:
-    return types.ModuleType(name)
-
-
-def _module_state(module: types.ModuleType) -> dict[str, Any]:
-    left_out = ("__builtins__", "__loader__", "__spec__", "__cached__")
-    return {name: value for name, value in vars(module).items() if name not in left_out}
-
-
-def _set_module_state(module: types.ModuleType, state: dict[str, Any]) -> None:
-    vars(module).update(state)
-
-
 class _Nowhere(io.RawIOBase):
     def write(self, data: Any) -> int:
         return len(data)
 
 
+def _pickler(
+    file: Any,
+    beside: Callable[[pickle.PickleBuffer], bool] | None,
+    modules: ProjectModules,
+    known: ClassesOfDriver | None,
+    fetch: Fetch | None = None,
+) -> Pickler:
+    return Pickler(file, beside, modules, None if known is None else known.tracker_id, fetch)
+
+
 def _try(part: Any, modules: ProjectModules, known: ClassesOfDriver | None, fetch: Fetch | None) -> Exception | None:
     """What pickling `part` raises."""
     try:
-        _Pickler(_Nowhere(), lambda _: False, modules, known, fetch).dump(part)
+        _pickler(_Nowhere(), lambda _: False, modules, known, fetch).dump(part)
     except Exception as error:  # noqa: BLE001 - it is the answer
         return error
     return None

@@ -48,6 +48,7 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
         attempt: pickles a part of it and returns what that raises, None if nothing.
     """
     path: list[str] = []
+    module = _module_of(obj)
     tries = MAX_TRIES
     seen: set[int] = set()
     culprit, reason = obj, error
@@ -60,6 +61,7 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
             failure = attempt(part)
             if failure is not None:
                 path.append(name)
+                module = _module_of(culprit) or _module_of(part) or module
                 culprit, reason = part, failure
                 break
         else:
@@ -70,12 +72,22 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
         detail, advice = reason.what, reason.advice
     else:
         detail, advice = f"{type(reason).__name__}: {reason}", OPEN_THERE if _is_call(obj) else ""
+    if module is not None and _is_call(obj):
+        by_name = f"install module {module!r} on the hosts and send its name: by_name=({module!r},)"
+        advice = f"{advice}; or {by_name}" if advice else by_name
     return CannotPickleError(f"cannot be pickled: {where} ({detail})", advice)
 
 
 def _is_call(obj: Any) -> bool:
     """Function, args and kwargs: on the way to a host."""
     return isinstance(obj, tuple) and len(obj) == 3 and callable(obj[0]) and isinstance(obj[2], dict)
+
+
+def _module_of(obj: Any) -> str | None:
+    """The module, which can be imported, whose function, class or variable it is."""
+    found = obj.__name__ if isinstance(obj, types.ModuleType) else getattr(obj, "__module__", None)
+    defines = isinstance(obj, types.ModuleType | types.FunctionType | type)
+    return found if defines and found != "__main__" else None
 
 
 def parts(obj: Any, *, top: bool = False) -> Iterator[tuple[str, Any]]:
@@ -130,9 +142,10 @@ def _function_parts(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield f"closure variable {name!r}", cell.cell_contents
         except ValueError:  # not bound yet
             continue
+    module = fn.__globals__.get("__name__")
     for name in global_names(fn.__code__):
         if name in fn.__globals__:
-            yield f"global variable {name!r}", fn.__globals__[name]
+            yield f"global variable {name!r} of module {module!r}", fn.__globals__[name]
     parameters = fn.__code__.co_varnames[: fn.__code__.co_argcount]
     defaults = fn.__defaults__ or ()
     for name, value in zip(parameters[len(parameters) - len(defaults) :], defaults, strict=True):

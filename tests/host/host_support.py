@@ -61,6 +61,7 @@ class Run:
         fn: Callable[..., Any],
         *args: Any,
         secret_env: dict[str, str] | None = None,
+        by_name: tuple[str, ...] = (),
         **request: Any,
     ) -> None:
         self.host = host
@@ -69,20 +70,20 @@ class Run:
         self.events: list[Event] = []
         self.dropped = 0
         self._cursor = 0
-        buffers = pickling.dumps((fn, args, {}), pickling.project_root_of(fn))
+        buffers = pickling.dumps((fn, args, {}), pickling.project_root_of(fn), by_name=by_name)
         self.pid = host.launch(self.request, buffers, secret_env)
 
     def until(self, wanted: Callable[[Event], bool]) -> Event:
         """Poll until an event fits; the process's end or the deadline fail the test."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline:
-            poll = self.host.poll(self.id, self._cursor, 5.0)
-            self._cursor, self.dropped = poll.cursor, poll.dropped_lines
-            self.events.extend(poll.events)
             for event in self.events:
                 if wanted(event):
                     return event
             assert not (self.events and isinstance(self.events[-1], Exited)), self.events
+            poll = self.host.poll(self.id, self._cursor, 5.0)
+            self._cursor, self.dropped = poll.cursor, poll.dropped_lines
+            self.events.extend(poll.events)
         raise AssertionError(f"not within {DEADLINE_SECONDS} s; so far: {self.events}")
 
     def until_type(self, *kinds: type) -> Any:

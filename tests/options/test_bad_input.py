@@ -140,11 +140,9 @@ def test_an_exception_that_does_not_pickle_names_host_and_type(one_slice: Runner
         import threading
 
         class LockedError(Exception):
-            def __init__(self) -> None:
-                super().__init__("holds a lock")
-                self.lock = threading.Lock()
+            lock = threading.Lock()  # its class does not pickle; an attribute of the exception would stay behind
 
-        raise LockedError
+        raise LockedError("holds a lock")
 
     with pytest.raises(HostProcessError, match=r"slice 0 host \d raised .*LockedError: holds a lock"):
         raises_lock()

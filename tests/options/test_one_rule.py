@@ -51,6 +51,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("secret_env", {"A": "{{ prefect.blocks.secret.a }}"}, "a Secret block is named 'secret/NAME' here"),
     ("secret_env", {"A": "x" * 40_000, "B": "y" * 40_000}, "has 80002 bytes, and 65536 are allowed"),
     ("runtime_env", {"image_uri": "x"}, "runtime_env has the key 'image_uri'"),
+    ("by_name", ["my-package"], "'my-package' is no name of a module, such as 'jax' or 'orbax.checkpoint'"),
     ("preload", ["import jax"], "'import jax' is no name of a module, such as 'jax' or 'orbax.checkpoint'"),
     ("env", {"XLA_FLAGS": "/my/flags"}, "XLA_FLAGS is no list of flags such as '--a=1 --b=2'"),
     ("env", {"PYTHONHASHSEED": "-1"}, "PYTHONHASHSEED must be 'random' or a whole number from 0 to 4294967295"),

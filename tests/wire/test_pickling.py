@@ -56,7 +56,7 @@ def test_project_root_is_the_nearest_directory_with_a_marker(project: Path, tmp_
     assert pickling.project_root_of(len) is None
     assert pickling.project_root_of(textwrap.dedent) is None  # the standard library is on the hosts
     assert pickling.project_root_of(cloudpickle.dumps) is None
-    assert pickling.project_root_of(eval("lambda: None")) is None
+    assert pickling.project_root_of(eval("lambda: None")) == Path(__file__).parents[2]  # the file that has made it
 
 
 def test_every_module_of_the_project_travels_by_value(project: Path, tmp_path: Path) -> None:
@@ -78,6 +78,24 @@ def test_installed_packages_and_prefect_tpu_travel_by_reference(project: Path) -
     import userflow  # noqa: F401
 
     assert "userflow" in pickling.ProjectModules(project)
+
+
+def test_a_project_that_is_installed_as_its_sources_travels_by_value(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `pip install -e` puts on the path is nothing but a folder: in the project it is the project's."""
+    other = tmp_path / "other" / "src"
+    (other / "otherpackage").mkdir(parents=True)
+    (other / "otherpackage" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(other))
+    import otherpackage  # type: ignore[import-not-found]  # noqa: F401
+    import userpackage.parts  # noqa: F401
+
+    modules = pickling.ProjectModules(project)
+    assert "userpackage.parts" in modules
+    assert "otherpackage" not in modules
+    assert "userpackage.parts" not in pickling.ProjectModules(project, by_name=("userpackage",))
+    del sys.modules["otherpackage"]
 
 
 def test_cloudpickles_registry_stays_as_it_was(project: Path) -> None:
@@ -200,7 +218,7 @@ def test_error_names_what_cannot_be_pickled() -> None:
     assert "parameter 'model' -> _thread.lock" in named((fn, (LOCK,), {}))
     assert "parameter 'rate' -> _thread.lock" in named((fn, (1, LOCK), {}))
     assert "parameter 'rate' -> [1] -> attribute 'lock' -> _thread.lock" in named((fn, (), {"rate": [1, Model(LOCK)]}))
-    assert "global variable 'LOCK' -> _thread.lock" in named((with_global, (), {}))
+    assert "global variable 'LOCK' of module 'tests.wire.test_pickling' -> _thread.lock" in named((with_global, (), {}))
     assert "default of parameter 'lock' -> _thread.lock" in named((with_default, (), {}))
     assert "argument 0 of the partial -> _thread.lock" in named(functools.partial(fn, LOCK))
     assert "the object of the bound method -> attribute 'lock' -> _thread.lock" in named(

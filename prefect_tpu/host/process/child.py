@@ -34,7 +34,7 @@ from prefect_tpu.host.process.prefect_context import PrefectContext
 from prefect_tpu.host.process.result_summary import summarize
 from prefect_tpu.runtime import process
 from prefect_tpu.runtime.reporter import LAST_VALUES_SECONDS, REPORT_INTERVAL_SECONDS
-from prefect_tpu.wire import failures, payload, pickling, unpicklable
+from prefect_tpu.wire import failures, host_modules, payload, pickling, unpicklable
 from prefect_tpu.wire.channel import receive_command, send_event
 
 log = logging.getLogger("prefect_tpu")
@@ -55,7 +55,9 @@ def run(channel: int, payload_file: int, result_file: int, stdout: int, stderr: 
     attempt = _Attempt(socket.socket(fileno=channel), payload_file, result_file)
     signal.signal(CANCEL_SIGNAL, attempt.on_cancel_signal)
     signal.signal(signal.SIGTERM, attempt.on_cancel_signal)
-    os.register_at_fork(after_in_child=attempt.reset_signals)
+    os.register_at_fork(
+        before=attempt.hold_sigterm, after_in_parent=attempt.release_sigterm, after_in_child=attempt.reset_signals
+    )
     sys.argv = ["prefect-tpu"]
     try:
         code = attempt.run()
@@ -85,6 +87,7 @@ class _Attempt:
     end: PythonEnd = field(default_factory=PythonEnd)
     ends: threading.Event = field(default_factory=threading.Event)
     finish: threading.Event = field(default_factory=threading.Event)
+    at_fork: threading.local = field(default_factory=threading.local)
     classes: pickling.ClassesOfDriver | None = None
     gang: process.HostProcess | None = None
     devices: DeviceWatch | None = None
@@ -161,7 +164,9 @@ class _Attempt:
             self.stage = "checkpoints"
             look.finish()
         self.stage = "unpickle"
+        host_modules.become_host()
         fn, args, kwargs = pickling.loads(buffers[1:], copy=False)
+        host_modules.share(f"/proc/{os.getpid()}/fd/{self.payload_file}")
         self.classes = pickling.ClassesOfDriver()
         prefect.called(fn, args, kwargs)
         self.stage = "function"
@@ -284,10 +289,19 @@ class _Attempt:
             self.cancel_raised = True
             raise process.Cancelled("the gang is cancelled; this process is killed when the grace period is over")
 
+    def hold_sigterm(self) -> None:
+        """Around a fork: Python forgets what comes to a child before `reset_signals`; so it has to wait until then."""
+        self.at_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def release_sigterm(self) -> None:
+        """As it was before."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.at_fork.mask)
+
     def reset_signals(self) -> None:
         """In what the function forks: SIGTERM ends a process, as everywhere else."""
         if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.release_sigterm()
 
 
 def _reseed() -> None:
