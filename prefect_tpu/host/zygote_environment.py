@@ -68,7 +68,8 @@ def zygote_environment(
     Args:
         own: the agent's.
         parent: that of the process that started the agent (the raylet), None if it cannot be read.
-        user_env: the user's variables; they win. Their flags are put behind the host's.
+        user_env: the user's variables that have to be there at its start; they win. Their flags are put behind the
+            host's.
     """
     of_host = parent or {}
     env = {

@@ -197,12 +197,8 @@ class LeaseQueue:
             position = self._position(ticket, there)
             leases = self._try_sizes(ticket, seen) if position == 0 else None
             if leases is not None:
-                if waiter.any_size and len(leases) < waiter.sizes[-1]:
-                    say(
-                        words.smaller(
-                            waiter, patience, size=len(leases), there=there, size_wait_seconds=size_wait_seconds
-                        )
-                    )
+                if smaller := words.smaller(waiter, patience, len(leases), there, size_wait_seconds):
+                    say(smaller)
                 self._holders.add(ticket.who, leases)
                 return leases
             if demand is not None:
@@ -210,7 +206,7 @@ class LeaseQueue:
             now = time.monotonic()
             holders = self._holders.now({one.name for one in seen})
             own = sum(number for _, _, number in holders)
-            behind = waiter.behind_siblings(position=position, free=free, own=own, there=there)
+            behind = patience.stops and waiter.behind_siblings(position=position, free=free, own=own, there=there)
             patience.look(now, behind=behind)
             size_is_over = size_wait_seconds is not None and now - began >= size_wait_seconds
             if (patience.over or size_is_over) and not waiter.any_size:

@@ -52,7 +52,7 @@ def waiting(
         more = len(holders) - len(told)
         text += f", held by {', '.join(told)}" + (f" and {more} more" if more else "")
     counts = ""
-    if behind and patience.stops:
+    if behind:
         counts = " after the wait for these gangs of this process, which does not count"
     text += f" (at most {patience.left_seconds:.0f} s more{counts}"
     fewer = [one for one in reversed(waiter.sizes) if one < wanted and one not in others]
@@ -60,14 +60,16 @@ def waiting(
         first = "" if size_wait_seconds is None else f"; {wanted} for {size_wait_seconds:g} s (size_wait_seconds)"
         text += f"{first}, then {' or '.join(str(one) for one in fewer)} will do"
     text += ")"
-    if waiter.only_there and there < wanted:
+    if there < wanted and not coming:
         text += f"; {_too_few(there)}: it waits for more to join"
     return text + (f"; {coming}" if coming else "")
 
 
-def smaller(waiter: Waiter, patience: Patience, *, size: int, there: int, size_wait_seconds: float | None) -> str:
-    """For a gang that takes fewer slices than it would have liked."""
+def smaller(waiter: Waiter, patience: Patience, size: int, there: int, size_wait_seconds: float | None) -> str:
+    """For a gang that takes fewer slices than it has waited for; "" for one that takes what it wanted."""
     most = max(one for one in waiter.sizes if not waiter.only_there or one <= max(there, size))
+    if size == most:
+        return ""
     waited = f"{patience.timeout_seconds:g} s"
     if size_wait_seconds is not None and not patience.over:
         waited = f"{size_wait_seconds:g} s (size_wait_seconds)"
