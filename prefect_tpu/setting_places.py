@@ -45,7 +45,7 @@ def places(settings: Settings) -> Iterator[Place]:
     toml, pyproject = PrefectTomlConfigSettingsSource(settings), PyprojectTomlConfigSettingsSource(settings)
     table = ".".join(toml.toml_table_header)
     yield Place("in the environment", variables(os.environ))
-    yield Place("in .env", variables(dotenv.env_vars))
+    yield Place("in .env", variables(name.upper() for name in dotenv.env_vars))  # it has them in small letters
     yield Place(f"in prefect.toml, [{table}]", keys(toml.toml_data))
     yield Place(f"in pyproject.toml, [tool.prefect.{table}]", keys(pyproject.toml_data))
     yield Place("in Prefect's profile", variables(ProfileSettingsTomlLoader(settings).profile_settings))

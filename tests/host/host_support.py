@@ -75,13 +75,13 @@ class Run:
         """Poll until an event fits; the process's end or the deadline fail the test."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline:
-            poll = self.host.poll(self.id, self._cursor, 5.0)
-            self._cursor, self.dropped = poll.cursor, poll.dropped_lines
-            self.events.extend(poll.events)
             for event in self.events:
                 if wanted(event):
                     return event
             assert not (self.events and isinstance(self.events[-1], Exited)), self.events
+            poll = self.host.poll(self.id, self._cursor, 5.0)
+            self._cursor, self.dropped = poll.cursor, poll.dropped_lines
+            self.events.extend(poll.events)
         raise AssertionError(f"not within {DEADLINE_SECONDS} s; so far: {self.events}")
 
     def until_type(self, *kinds: type) -> Any:

@@ -55,10 +55,10 @@ def test_a_sweep_over_a_variable_needs_one_zygote(host: HostSupervisor) -> None:
         started = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
         return os.environ.get(name), f"{name}=" in started, os.getppid()
 
-    found = [Run(host, fn, "SEED", preload=BARE, user_env={"SEED": str(seed)}).value() for seed in range(3)]
+    found = [Run(host, fn, "TRIAL", preload=BARE, user_env={"TRIAL": str(seed)}).value() for seed in range(3)]
     assert [one[:2] for one in found] == [("0", True), ("1", True), ("2", True)]
     assert len({one[2] for one in found}) == 1
-    assert Run(host, fn, "SEED", preload=BARE, user_env={}).value() == (None, False, found[0][2])
+    assert Run(host, fn, "TRIAL", preload=BARE, user_env={}).value() == (None, False, found[0][2])
 
 
 @pytest.mark.parametrize(
