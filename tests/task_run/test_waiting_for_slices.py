@@ -16,12 +16,12 @@ Runner = TpuMultisliceRunner[Any]
 
 
 def test_a_sweep_ends_however_short_the_lease_timeout_is(fleet: LocalFleet) -> None:
-    """Six gangs on two slices, each for longer than lease_timeout_seconds: only siblings are ahead, so all complete."""
-    short: Runner = TpuMultisliceRunner(pool=fleet, jax_distributed=False, lease_timeout_seconds=1, returns="process0")
+    """Six gangs on two slices, more than lease_timeout_seconds for all: only siblings are ahead, so all complete."""
+    short: Runner = TpuMultisliceRunner(pool=fleet, jax_distributed=False, lease_timeout_seconds=3, returns="process0")
 
     @task(task_runner=short)
     def train(number: int) -> int:
-        time.sleep(1)
+        time.sleep(1.5)
         return number
 
     @flow
