@@ -29,6 +29,7 @@ DIRECT = ("no_proxy", "NO_PROXY")
 """Whom to reach without the network's proxy. Programs look at one or the other."""
 DIRECT_OF_GRPC = "no_grpc_proxy"
 """gRPC looks at it first, and then at no other."""
+PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 HASH_SEED = "PYTHONHASHSEED"
@@ -91,16 +92,17 @@ def attempt_environment(
 
     Args:
         found: its environment so far.
-        gang_env: of the gang; the user's own win, but those who are reached without a proxy are added to.
+        gang_env: of the gang; the user's own win, but the hosts that are reached without a proxy, if there is one, are
+            added to what is said of that.
         user_env: all variables of the user's. Those that are in `found` stay: what was imported may have changed them.
         after_fork: those of them that are not there yet, and secret ones.
     """
-    env = {name: value for name, value in gang_env.items() if name not in user_env} | dict(after_fork)
-    hosts = gang_env.get(DIRECT[0])
-    if not hosts:
+    env = {name: value for name, value in gang_env.items() if name not in user_env and name not in DIRECT}
+    env |= after_fork
+    hosts, now = gang_env.get(DIRECT[0], ""), {**found, **env}
+    if not hosts or not any(value for name, value in now.items() if name.lower() in PROXIES):
         return env
-    now = {**found, **env, **{name: user_env[name] for name in DIRECT if name in user_env}}
-    said = [found.get(name) if name not in user_env else user_env[name] for name in DIRECT]
+    said = [now.get(name) for name in DIRECT]
     everybody = _listed(*said)
     if "*" in everybody:  # it counts only alone, and not to gRPC
         env |= dict.fromkeys(DIRECT, "*")

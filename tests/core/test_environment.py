@@ -60,34 +60,45 @@ def test_the_user_may_fix_the_port(user_env: dict[str, str], port: str) -> None:
 HOSTS = "localhost,127.0.0.1,::1,10.0.0.0,10.0.0.1,10.0.1.0,10.0.1.1"
 
 
+PROXY = {"https_proxy": "http://proxy:3128"}
+
+
+def direct(found: dict[str, str], user_env: dict[str, str]) -> dict[str, str]:
+    """What a host process of two slices sets of these."""
+    two = gang(2)
+    of_gang = gang_environment(two, two.members[0], SHAPE, megascale_port=1, user_env=user_env)
+    env = attempt_environment(found, of_gang, user_env, user_env)
+    return {name: value for name, value in env.items() if "proxy" in name.lower() and name != "https_proxy"}
+
+
 @pytest.mark.parametrize(
-    ("found", "user_env", "direct"),
+    ("found", "user_env", "hosts"),
     [
-        ({}, {}, HOSTS),
-        ({"no_proxy": "a.example,127.0.0.1"}, {}, f"a.example,127.0.0.1,{HOSTS.replace('127.0.0.1,', '')}"),
-        ({"no_proxy": "a.example"}, {"no_proxy": "b.example"}, f"b.example,{HOSTS}"),
-        ({"no_proxy": "a.example", "NO_PROXY": " c.example,"}, {"no_proxy": "b"}, f"b,c.example,{HOSTS}"),
-        ({"no_proxy": "a.example"}, {"no_proxy": ""}, HOSTS),
-        ({"NO_PROXY": "*"}, {}, "*"),
+        ({}, PROXY, HOSTS),
+        (PROXY | {"no_proxy": "a.example,127.0.0.1"}, {}, f"a.example,127.0.0.1,{HOSTS.replace('127.0.0.1,', '')}"),
+        (PROXY | {"no_proxy": "a.example"}, {"no_proxy": "b.example"}, f"b.example,{HOSTS}"),
+        (PROXY | {"no_proxy": "a.example", "NO_PROXY": " c,"}, {"no_proxy": "b"}, f"b,c,{HOSTS}"),
+        (PROXY | {"no_proxy": "a.example"}, {"no_proxy": ""}, HOSTS),
     ],
 )
 def test_hosts_of_the_gang_are_reached_without_a_proxy(
-    found: dict[str, str], user_env: dict[str, str], direct: str
+    found: dict[str, str], user_env: dict[str, str], hosts: str
 ) -> None:
-    """They are added to what the host, or else the user, says; in both spellings."""
-    two = gang(2)
-    of_gang = gang_environment(two, two.members[0], SHAPE, megascale_port=1, user_env=user_env)
-    env = attempt_environment(found, of_gang, user_env, {})
-    assert (env["no_proxy"], env["NO_PROXY"]) == (direct, direct)
-    assert env.get("no_grpc_proxy") == (HOSTS if direct == "*" else None)
+    """They are added to what the user, or else the host, says; in both spellings."""
+    assert direct(found, user_env) == {"no_proxy": hosts, "NO_PROXY": hosts}
+
+
+def test_where_there_is_no_proxy_nothing_is_said_of_it() -> None:
+    """The user's own words stay."""
+    assert direct({}, {}) == {}
+    assert direct({"https_proxy": ""}, {"no_proxy": "a"}) == {"no_proxy": "a"}
 
 
 def test_who_is_reached_by_grpc_without_a_proxy() -> None:
-    """Where somebody names them, gRPC looks at no other variable."""
-    one = gang(1)
-    of_gang = gang_environment(one, one.members[0], SHAPE, megascale_port=1, user_env={})
-    env = attempt_environment({}, of_gang, {}, {"no_grpc_proxy": "a.example"})
-    assert env["no_grpc_proxy"] == "a.example,localhost,127.0.0.1,::1,10.0.0.0,10.0.0.1"
+    """Where somebody names them, gRPC looks at no other variable; and it does not know that * is everybody."""
+    named = direct(PROXY, {"no_grpc_proxy": "a.example"})
+    assert named == {"no_proxy": HOSTS, "NO_PROXY": HOSTS, "no_grpc_proxy": f"a.example,{HOSTS}"}
+    assert direct(PROXY | {"NO_PROXY": "*"}, {}) == {"no_proxy": "*", "NO_PROXY": "*", "no_grpc_proxy": HOSTS}
 
 
 def test_which_variables_must_be_there_before_modules_are_imported() -> None:
