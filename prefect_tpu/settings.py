@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+from typing import Annotated
 
 from prefect.settings import get_current_settings
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
+from prefect_tpu import setting_places
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.ray_address import check_address
 from prefect_tpu.core.secrets import LEFT_OUT, NAMES_ONLY, shown, without_credentials
 from prefect_tpu.linux.places import current_directory
 from prefect_tpu.options.check import in_words
@@ -26,7 +29,7 @@ class TpuSettings(Tuning, GangOptions, PrefectBaseSettings):
     pool: str | None = Field(
         default=None, description='Saved pool for runners without one, such as "tpu-slice-pool/v6e-spot".'
     )
-    ray_address: str | None = Field(
+    ray_address: Annotated[str, AfterValidator(check_address)] | None = Field(
         default=None,
         description='Ray cluster for runners without a pool: "auto" or host:port; unset: simulated slices.',
     )
@@ -52,6 +55,16 @@ def describe_settings() -> list[dict[str, str]]:
     return found
 
 
+def unknown_settings() -> list[tuple[str, str, str]]:
+    """What stands where settings do and is none: as it is written, its place, and what to do."""
+    return list(_unknown(_variables(), current_directory()))
+
+
+def where_set(name: str) -> str:
+    """Where a setting that is set has its value from, in words."""
+    return setting_places.where_set(TpuSettings, name)
+
+
 def current_settings() -> TpuSettings:
     """The settings as they are now; never read at import, and again whenever a variable of Prefect has changed.
 
@@ -59,8 +72,19 @@ def current_settings() -> TpuSettings:
         ConfigurationError: one of them cannot be; by the name of its variable, with what is allowed. Or the current
             directory, which may have a file with some, is gone.
     """
-    variables = tuple(sorted(item for item in os.environ.items() if item[0].startswith("PREFECT_")))
-    return _read(variables, current_directory())
+    return _read(_variables(), current_directory())
+
+
+def _variables() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith("PREFECT_")))
+
+
+@functools.lru_cache(maxsize=8)
+def _unknown(
+    variables: tuple[tuple[str, str], ...],  # noqa: ARG001 - what it depends on
+    directory: str,  # noqa: ARG001
+) -> tuple[tuple[str, str, str], ...]:
+    return tuple(setting_places.unknown(TpuSettings, TpuSettings.model_fields))
 
 
 @functools.lru_cache(maxsize=8)

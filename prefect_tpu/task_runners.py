@@ -11,7 +11,7 @@ from prefect.tasks import Task
 from typing_extensions import TypeVar, Unpack
 
 from prefect_tpu.core.secrets import shown
-from prefect_tpu.task_run.arguments import Given, RunnerOptions
+from prefect_tpu.task_run.arguments import Given, RunnerOptions, by_name
 from prefect_tpu.task_run.gang_task import GangTask
 from prefect_tpu.task_run.resolve import Resolved
 from prefect_tpu.task_run.runner import GangFuture, GangRunner
@@ -48,9 +48,9 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
             runs), a TpuSlicePool, or a fleet: LocalFleet(...), RayFleet(...). None: the setting `pool`, else the
             Ray cluster of the setting `ray_address`, else the pool saved as `default`, else simulated slices on
             this machine's CPU, with a warning.
-        num_slices: slices of one gang. Several numbers, [2, 4, 8], are those that will do: the gang takes the most that
-            are free by the lease deadline, goes on with fewer after a loss, and grows again at the function's
-            `runtime.resize_point()`.
+        num_slices: slices of one gang. Several numbers, [2, 4, 8], are those that will do: the gang waits
+            `size_wait_seconds` for the largest that there can be, then takes the most that are free, goes on with fewer
+            after a loss, and grows again at the function's `runtime.resize_point()`.
         accelerator_type: "v4", "v5e", "v5p", "v6e", ...; see `ray.util.tpu` for the list.
         topology: chips of one slice, "2x2x2" or "4x4".
         chips_per_host: only where a host has another number of chips than its type's default.
@@ -80,9 +80,12 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
         drain_timeout_seconds: after a notice that has no deadline the attempt goes on for so long at most; None is the
             setting's value, without a limit by default.
         checkpoint_root: directory (or fsspec URL) that every host sees, for `runtime.current().checkpoint_dir`.
+        size_wait_seconds: with several sizes: how long the largest that there can be is waited for; then it starts with
+            the most that are free. Where slices are made on demand it waits until the lease deadline.
         resize_after_seconds: with several sizes: how long a replacement may take before it goes on with fewer slices.
         resize_interval_seconds: with several sizes: it grows no sooner than so long after its last start.
-        lease_timeout_seconds: how long to wait for free slices, then SliceUnavailableError.
+        lease_timeout_seconds: how long to wait for free slices, then SliceUnavailableError. Time in which only gangs of
+            the same process are ahead does not count.
         lease_hold_seconds: slices are given back while the task's own retry delay is longer than this.
         launch_timeout_seconds: from forked host processes to the function entered on all hosts.
         cancel_grace_seconds: between SIGTERM and SIGKILL when a gang is cancelled or times out.
@@ -121,8 +124,14 @@ class TpuMultisliceRunner(GangRunner, Generic[Shape]):
     ) -> None: ...
 
     def __init__(
-        self, *, flatten: bool = True, returns: Literal["all", "process0"] = "all", **options: Unpack[RunnerOptions]
+        self,
+        *values: Any,
+        flatten: bool = True,
+        returns: Literal["all", "process0"] = "all",
+        **options: Unpack[RunnerOptions],
     ) -> None:
+        if values:
+            raise by_name(values)
         self._given = Given.of(flatten, returns, options)
         super().__init__(max_workers=self._given.max_workers)
 

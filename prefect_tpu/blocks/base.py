@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar
 
 from prefect.blocks.core import Block
@@ -11,16 +10,6 @@ from pydantic import ConfigDict, SecretStr, model_validator
 LOGO = "https://cdn.sanity.io/images/3ugk85nk/production/10424e311932e31c477ac2b9ef3d53cefbaad708-250x250.png"
 """Google Cloud's, where Prefect's own collection for it has it; Prefect's client takes no picture in line."""
 DOCUMENTATION = "https://cloud.google.com/tpu/docs/multislice-introduction"
-
-
-_ADDRESS = re.compile(r"[^\s/]+:[0-9]{1,5}")
-
-
-def check_address(given: str) -> str:
-    """An address of a Ray cluster as it is given; the fleet itself says what is wrong with ray://."""
-    if given == "auto" or given.startswith("ray://") or _ADDRESS.fullmatch(given):
-        return given
-    raise ValueError(f"must be 'auto' or 'host:port', such as '10.0.0.2:6379', not {given!r}")
 
 
 def _with_secret_mappings(schema: dict[str, Any], model: type[Block]) -> None:

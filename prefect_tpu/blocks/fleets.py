@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator, model_validator
 
-from prefect_tpu.blocks.base import TpuBlock, check_address
+from prefect_tpu.blocks.base import TpuBlock
+from prefect_tpu.core.ray_address import check_address
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.fleets.local_fleet import MAX_SLICES, LocalFleet
 from prefect_tpu.fleets.ray_fleet import RayFleet

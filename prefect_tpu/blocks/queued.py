@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from prefect_tpu.blocks.base import TpuBlock, check_address
+from prefect_tpu.blocks.base import TpuBlock
+from prefect_tpu.core.ray_address import check_address
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.fleets.queued_fleet import QueuedResourceFleet
 from prefect_tpu.fleets.queued_options import QueuedOptions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import time
 from collections import Counter
@@ -18,9 +17,8 @@ from packaging.version import Version
 from prefect_tpu._version import __version__
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.messages import DeviceCheck
-from prefect_tpu.settings import current_settings, describe_settings
+from prefect_tpu.settings import current_settings, unknown_settings
 
-SETTINGS_PREFIX = "PREFECT_INTEGRATIONS_TPU_"
 API_SECONDS = 5.0
 HOSTS_SECONDS = 60.0
 """For all hosts to answer."""
@@ -80,10 +78,8 @@ def _settings() -> Iterator[Finding]:
         yield Finding("settings", False, str(error), "mend it where it is set: environment, profile, job variables")
         return
     yield Finding("settings", True, f"set: {', '.join(given)}" if given else "all have their defaults")
-    known = {one["name"] for one in describe_settings()}
-    for name in sorted(os.environ):
-        if name.startswith(SETTINGS_PREFIX) and name not in known:
-            yield Finding(name, False, "there is no such setting", "prefect-tpu settings has all of them")
+    for written, place, to_do in unknown_settings():
+        yield Finding(written, False, f"there is no such setting ({place})", to_do)
 
 
 def _installed(name: str) -> str | None:

@@ -46,6 +46,11 @@ class SliceStatus:
     def intact(self) -> bool:
         return not self.problem
 
+    @property
+    def usable(self) -> bool:
+        """Free, and not about to go away."""
+        return self.free and not self.draining
+
     def describe(self) -> str:
         """One phrase for messages: "slice-1 (v4 2x2x2, 2 of 2 hosts, 8 chips): free"."""
         expected = "?" if self.hosts_expected is None else self.hosts_expected
@@ -73,14 +78,14 @@ class FleetSummary:
         return "; ".join(one.describe() for one in self.slices)
 
 
-def read_slices(shape: SliceShape) -> list[Slice]:
+def fitting(shape: SliceShape) -> list[SliceStatus]:
     """Slices of this shape that are whole, free or not, in numeric order of their names."""
-    return [one.slice for one in summary().slices if fits(one, shape)]
+    return [one for one in summary().slices if fits(one, shape)]
 
 
 def free_slices(shape: SliceShape) -> list[Slice]:
-    """Slices of this shape that are whole, not draining, and have every chip unreserved, in numeric order."""
-    return [one.slice for one in summary().slices if one.free and not one.draining and fits(one, shape)]
+    """Those of them that are not draining and have every chip unreserved."""
+    return [one.slice for one in fitting(shape) if one.usable]
 
 
 def fits(status: SliceStatus, shape: SliceShape) -> bool:

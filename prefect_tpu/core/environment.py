@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from prefect_tpu.core.gang import Gang, Member
 from prefect_tpu.core.topology import SliceShape
@@ -17,6 +17,20 @@ COORDINATION_PREFIXES = ("MEGASCALE_",)
 
 FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 """Their values are flags: those of the host stay, and the user's come last, where they win."""
+
+READ_AT_IMPORT = (
+    *("JAX_", "XLA_", "LIBTPU_", "TPU_", "MEGASCALE_", "EXECUTOR_CALL_", "PYTHON", "LD_", "PREFECT_", "RAY_"),
+    *("TF_", "GRPC_", "ABSL_", "NPROC", "NUMPY_", "NPY_", "OMP_", "OPENBLAS_", "MKL_", "BLIS_", "KMP_", "NUMEXPR_"),
+    *("MALLOC_", "GLIBC_", "LC_", "LANG", "TZ"),
+)
+"""Beginnings of names that Python, JAX, numpy and the C library read when they start, much of it below Python."""
+
+DIRECT = ("no_proxy", "NO_PROXY")
+"""Whom to reach without the network's proxy. Programs look at one or the other."""
+DIRECT_OF_GRPC = "no_grpc_proxy"
+"""gRPC looks at it first, and then at no other."""
+PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 HASH_SEED = "PYTHONHASHSEED"
 MAX_HASH_SEED = 2**32 - 1
@@ -55,14 +69,63 @@ def device_counts(user_env: Mapping[str, str]) -> dict[str, int]:
     return {name: int(counts[-1]) for name, counts in found.items() if counts}
 
 
+def read_at_import(preload: Collection[str], user_env: Mapping[str, str], looked_up: Collection[str]) -> dict[str, str]:
+    """The user's variables that must be there before modules are imported; the others can be set in a forked process.
+
+    Args:
+        preload: modules that are imported.
+        user_env: all variables.
+        looked_up: names that these modules are known to look up when they are imported; "*" for all.
+    """
+    beginnings = (*READ_AT_IMPORT, *(f"{one.partition('.')[0].upper()}_" for one in preload))
+    return {
+        name: value
+        for name, value in user_env.items()
+        if name.startswith(beginnings) or name in looked_up or "*" in looked_up
+    }
+
+
+def attempt_environment(
+    found: Mapping[str, str], gang_env: Mapping[str, str], user_env: Mapping[str, str], after_fork: Mapping[str, str]
+) -> dict[str, str]:
+    """What a host process sets before its function is there.
+
+    Args:
+        found: its environment so far.
+        gang_env: of the gang; the user's own win, but the hosts that are reached without a proxy, if there is one, are
+            added to what is said of that.
+        user_env: all variables of the user's. Those that are in `found` stay: what was imported may have changed them.
+        after_fork: those of them that are not there yet, and secret ones.
+    """
+    env = {name: value for name, value in gang_env.items() if name not in user_env and name not in DIRECT}
+    env |= after_fork
+    hosts, now = gang_env.get(DIRECT[0], ""), {**found, **env}
+    if not hosts or not any(value for name, value in now.items() if name.lower() in PROXIES):
+        return env
+    said = [now.get(name) for name in DIRECT]
+    everybody = _listed(*said)
+    if "*" in everybody:  # it counts only alone, and not to gRPC
+        env |= dict.fromkeys(DIRECT, "*")
+    else:
+        env |= dict.fromkeys(DIRECT, ",".join(_listed(*said, hosts)))
+    if DIRECT_OF_GRPC in now or "*" in everybody:
+        env[DIRECT_OF_GRPC] = ",".join(_listed(now.get(DIRECT_OF_GRPC), hosts))
+    return env
+
+
+def _listed(*values: str | None) -> list[str]:
+    """What stands in lists with commas, each once."""
+    return list(dict.fromkeys(one.strip() for value in values if value for one in value.split(",") if one.strip()))
+
+
 def gang_environment(
     gang: Gang, member: Member, shape: SliceShape, *, megascale_port: int, user_env: dict[str, str]
 ) -> dict[str, str]:
     """Variables of one host process, beside the user's own.
 
     `MEGASCALE_*` only for more than one slice (as `ray.util.tpu.get_tpu_coordinator_env_vars` names
-    them); the others are what users of the system before this one rely on. `TPU_NAME` is the host's own
-    and is not touched, and neither is `TPU_ZONE`, which real TPU hosts have already.
+    them); hosts of the gang are reached without a proxy; the others are what users of the system before this one
+    rely on. `TPU_NAME` is the host's own and is not touched, and neither is `TPU_ZONE`, which real TPU hosts have.
     """
     env = {
         "EXECUTOR_CALL_INDEX": str(member.host_index),
@@ -73,6 +136,8 @@ def gang_environment(
         "TPU_VERSION": shape.accelerator_type,
         "TPU_POD_COUNT": str(gang.num_slices),
     }
+    addresses = [host.address for one in gang.slices for host in one.hosts]
+    env |= dict.fromkeys(DIRECT, ",".join(dict.fromkeys([*LOOPBACK, *addresses])))
     if gang.num_slices > 1:
         env |= {
             "MEGASCALE_COORDINATOR_ADDRESS": gang.coordinator.address,

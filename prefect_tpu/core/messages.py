@@ -77,7 +77,7 @@ class LaunchRequest:
         attempt_id: unique for each attempt; the name in every later call.
         context: who the process is in its gang.
         gang_env: variables that the child sets after the fork (MEGASCALE_*, TPU_*, EXECUTOR_*).
-        user_env: the user's variables; a zygote is started with them, so import-time ones work.
+        user_env: the user's variables; a zygote is started with those that are read when modules are imported.
         preload: modules that the zygote imports ahead.
         jax: how to initialize JAX's distributed runtime, or None for not at all.
         devices: looked at before the fork; None for not at all.

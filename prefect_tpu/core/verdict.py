@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from prefect_tpu.core.evidence import HostEvidence
+from prefect_tpu.core.jax_names import MEET_FIRST, NO_FIRST_COLLECTIVE
 from prefect_tpu.core.kinds import KINDS, Charge, Kind
 from prefect_tpu.core.messages import Raised
 from prefect_tpu.core.stages import STAGES
@@ -173,9 +174,11 @@ def decide(evidence: Sequence[HostEvidence], *, preemptible: bool = False) -> Ve
 def _user_error(hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence]) -> Verdict:
     raised = culprits[0].raised
     assert raised is not None
+    late = any(one.raised is not None and NO_FIRST_COLLECTIVE in one.raised.message for one in hosts)
     others = "" if len(culprits) == 1 else f" (and {len(culprits) - 1} more hosts)"
     did, resolution = _did(raised)
-    return _verdict(Kind.USER_ERROR, hosts, culprits, f"{culprits[0].label} {did}{others}", resolution)
+    cause = f"{culprits[0].label} {did}{others}{f'; {MEET_FIRST}' if late else ''}"
+    return _verdict(Kind.USER_ERROR, hosts, culprits, cause, resolution)
 
 
 def _did(raised: Raised) -> tuple[str, str]:

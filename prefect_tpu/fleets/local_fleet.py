@@ -178,6 +178,11 @@ class LocalFleet:
         assert isinstance(status, dict)
         return status
 
+    def slices_now(self) -> int:
+        """How many slices it has, up or down: those that were added too, once it is up."""
+        running = registry.get(self)
+        return self.slices if running is None else len(running.request("status")["slices"])
+
     def close(self) -> None:
         """End it and wait until every process of it is gone. Does nothing when it is not up."""
         registry.close(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.ray_address import check_address
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand, Say
 from prefect_tpu.options.given import GivenOptions
@@ -24,7 +25,7 @@ class RayFleet:
         autoscaled: slices that are missing are asked for from Ray's autoscaler, for as long as a gang waits for them.
 
     Raises:
-        ConfigurationError: `ray://`, which cannot work: results move through the driver's own object store.
+        ConfigurationError: no address; or `ray://`, which cannot work: results move through the driver's own store.
     """
 
     address: str = "auto"
@@ -40,8 +41,10 @@ class RayFleet:
             raise ConfigurationError(
                 "RayFleet(join=True) needs the cluster's 'host:port': 'auto' is a cluster that this machine is part of"
             )
-        if not isinstance(self.address, str) or not self.address:
-            raise ConfigurationError(f"RayFleet(address={self.address!r}): must be 'auto' or 'host:port'")
+        try:
+            check_address(self.address)
+        except ValueError as error:
+            raise ConfigurationError(f"RayFleet(address={self.address!r}): {error}") from None
         if self.address.startswith("ray://"):
             raise ConfigurationError(
                 f"RayFleet(address={self.address!r}): Ray Client cannot be used, as results and arguments move "

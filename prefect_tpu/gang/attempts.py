@@ -69,11 +69,13 @@ class Attempts:
         run_id: of the task run.
         cancelled: set from any thread, it ends the attempt that runs or the wait for slices; every later attempt
             ends at once.
+        run_name: of the task run, for others that wait for its slices.
     """
 
     plan: GangPlan
     run_id: str
     cancelled: threading.Event
+    run_name: str = ""
     _slices: GangSlices = field(init=False)
     _spares: list[Host] = field(init=False, default_factory=list)
     _packages: dict[str, Any] = field(init=False, default_factory=dict)
@@ -82,7 +84,13 @@ class Attempts:
     def __post_init__(self) -> None:
         plan = self.plan
         self._slices = GangSlices(
-            plan.fleet, plan.options, plan.tuning, plan.host_resources, self.run_id, self.cancelled.is_set
+            plan.fleet,
+            plan.options,
+            plan.tuning,
+            plan.host_resources,
+            self.run_id,
+            self.cancelled.is_set,
+            self.run_name,
         )
 
     @property

@@ -16,11 +16,13 @@ from functools import partial
 from typing import Any
 
 from prefect_tpu._version import __version__
-from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError
+from prefect_tpu.core.environment import read_at_import
+from prefect_tpu.core.errors import ConfigurationError, DeviceBusyError, HostProcessError, PreloadError
 from prefect_tpu.core.messages import HostReport, LaunchRequest, LogRecord, Notice, Poll
 from prefect_tpu.host import devices, stacks
 from prefect_tpu.host.attempt import HostAttempt
 from prefect_tpu.host.reactor import Reactor
+from prefect_tpu.host.zygote_environment import require_startable
 from prefect_tpu.host.zygote_handle import Key, Zygote, key_of
 from prefect_tpu.linux import processes
 from prefect_tpu.wire import channel, payload
@@ -47,6 +49,7 @@ class HostSupervisor:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._zygotes: dict[Key, Zygote] = {}
+        self._looked_up: dict[tuple[str, ...], frozenset[str]] = {}
         self._attempts: dict[str, HostAttempt] = {}
         self._notices: dict[str, tuple[Notice, float]] = {}
         self._appeared = threading.Condition(self._lock)
@@ -67,8 +70,7 @@ class HostSupervisor:
             HostProcessError: the zygote died or hangs while it imports.
         """
         started = time.monotonic()
-        zygote = self._zygote(key_of(preload, user_env), None)
-        self._wait_ready(zygote)
+        zygote = self._ready_zygote(preload, user_env, None)
         return HostReport(__version__, os.getpid(), zygote.pid, time.monotonic() - started)
 
     # -- an attempt
@@ -91,10 +93,11 @@ class HostSupervisor:
         attempt = self._new_attempt(request.attempt_id)
         attempt.events.limit(request.log_lines_per_second, request.log_burst_lines)
         try:
-            zygote = self._zygote(key_of(request.preload, request.user_env), attempt)
-            self._wait_ready(zygote)
+            zygote = self._ready_zygote(request.preload, request.user_env, attempt)
             self._wait_for_devices(attempt, request)
-            self._fork(attempt, zygote, (request, dict(secret_env or {})), buffers)
+            there = dict(zygote.key[1])
+            late = {name: value for name, value in request.user_env.items() if name not in there}
+            self._fork(attempt, zygote, (request, late | dict(secret_env or {})), buffers)
         except BaseException:
             self._reactor.call(partial(self._end_attempt, attempt, None, None))
             raise
@@ -251,6 +254,28 @@ class HostSupervisor:
                 attempt.events.add(replace(notice, seconds_left=left))
             self._appeared.notify_all()
             return attempt
+
+    def _ready_zygote(self, preload: Sequence[str], user_env: Mapping[str, str], attempt: HostAttempt | None) -> Zygote:
+        """A zygote that has what its modules look up when they are imported; what that is shows at its first start."""
+        require_startable(user_env)
+        while True:
+            looked_up = self._looked_up.get(tuple(preload), frozenset())
+            key = key_of(preload, read_at_import(preload, user_env, looked_up))
+            zygote, failed = self._zygote(key, attempt), None
+            try:
+                self._wait_ready(zygote)
+            except PreloadError as error:  # perhaps for want of a variable
+                failed = error
+            with self._lock:
+                known = self._looked_up.get(tuple(preload), frozenset()) | zygote.looked_up
+                self._looked_up[tuple(preload)] = known
+                if key != key_of(preload, read_at_import(preload, user_env, known)):
+                    if attempt is not None:
+                        zygote.attempts.pop(attempt.id, None)
+                    continue
+            if failed is not None:
+                raise failed
+            return zygote
 
     def _zygote(self, key: Key, attempt: HostAttempt | None) -> Zygote:
         """The zygote for `key`, started if there is none; kept from being ended while `attempt` has it."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prefect_tpu.core.environment import COORDINATION_PREFIXES, FLAG_VARIABLES, HASH_SEED, merge_flags
+from prefect_tpu.core.errors import ConfigurationError
+from prefect_tpu.core.secrets import variable
 from prefect_tpu.linux.processes import environment_of
 
 FOREIGN_PREFIXES = ("RAY_", "PREFECT_", *COORDINATION_PREFIXES)
@@ -48,6 +52,9 @@ ON_HOSTS = {
 """Hosts have no API to log to, and none of them may start a server or a Ray of its own. Ray calls the hook before it
 starts or joins anything; with its own way for `uv run` it would not."""
 
+MAX_PROGRAM_BYTES = 6 * 1024**2
+"""Of a program's arguments and variables, whatever the limit of its stack is: Linux's own (execve(2))."""
+
 SEED_OF_HOSTS = "0"
 """One seed for all hosts of a gang, or sets have another order on each. The same for every attempt and run, as hosts
 of another run may go on from its checkpoint."""
@@ -61,7 +68,8 @@ def zygote_environment(
     Args:
         own: the agent's.
         parent: that of the process that started the agent (the raylet), None if it cannot be read.
-        user_env: the user's variables; they win. Their flags are put behind the host's.
+        user_env: the user's variables that have to be there at its start; they win. Their flags are put behind the
+            host's.
     """
     of_host = parent or {}
     env = {
@@ -75,6 +83,27 @@ def zygote_environment(
     env |= ON_HOSTS | dict(user_env)
     flags = {name: merge_flags(of_host.get(name), own.get(name), user_env.get(name)) for name in FLAG_VARIABLES}
     return env | {name: value for name, value in flags.items() if value}
+
+
+def require_startable(user_env: Mapping[str, str]) -> None:
+    """See that a process can have these variables, also those that are set in it after the fork: it may start others.
+
+    Raises:
+        ConfigurationError: they are too big together.
+    """
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    most = MAX_PROGRAM_BYTES if stack == resource.RLIM_INFINITY else min(MAX_PROGRAM_BYTES, stack // 4)
+    size = sum(len(os.fsencode(name)) + len(os.fsencode(value)) + 2 for name, value in user_env.items())
+    if size > most:
+        raise cannot_start(user_env, f"Argument list too long: they have {size} bytes, and {most} are allowed here")
+
+
+def cannot_start(names: Iterable[str], said: str) -> ConfigurationError:
+    """No Python starts here with these variables of the user's."""
+    named = ", ".join(variable(name) for name in names)
+    return ConfigurationError(
+        f"no Python starts on host {socket.gethostname()} with the variables of env ({named}): {said}"
+    )
 
 
 def parent_environment() -> dict[str, str] | None:

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
-from prefect_tpu.core.errors import ConfigurationError, HostProcessError, PreloadError
-from prefect_tpu.core.secrets import variable
+from prefect_tpu.core.errors import HostProcessError, PreloadError
 from prefect_tpu.host.attempt import HostAttempt
 from prefect_tpu.host.streams import LineSplitter
-from prefect_tpu.host.zygote_environment import parent_environment, zygote_environment, zygote_path
+from prefect_tpu.host.zygote_environment import cannot_start, parent_environment, zygote_environment, zygote_path
 from prefect_tpu.linux import processes
 from prefect_tpu.wire import channel
 
@@ -36,9 +35,9 @@ _BOOTSTRAP = (
 )
 
 
-def key_of(preload: Sequence[str], user_env: Mapping[str, str]) -> Key:
-    """What a zygote is for: many variables count only when modules are imported, so all of them do."""
-    return tuple(preload), tuple(sorted(user_env.items()))
+def key_of(preload: Sequence[str], early: Mapping[str, str]) -> Key:
+    """What a zygote is for: modules, and the variables that have to be there when they are imported."""
+    return tuple(preload), tuple(sorted(early.items()))
 
 
 class Zygote:
@@ -50,6 +49,7 @@ class Zygote:
         self.mark = uuid4().hex
         self.state: Literal["starting", "ready", "failed", "dead"] = "starting"
         self.pid = 0
+        self.looked_up: frozenset[str] = frozenset()  # variables, while it imported
         self.attempts: dict[str, HostAttempt] = {}
         self.used_at = time.monotonic()
         self._failure: dict[str, str] = {}
@@ -78,7 +78,7 @@ class Zygote:
             self._close_pipes()
             if isinstance(error, OSError) and error.errno != errno.E2BIG:
                 raise
-            raise self._bad_environment(str(error)) from None
+            raise cannot_start((name for name, _ in key[1]), str(error)) from None
         finally:
             os.close(write_end)
         code = starter.wait()  # it forks the zygote at once and exits
@@ -86,18 +86,12 @@ class Zygote:
             # Python did not get as far as our own code, and without these variables it would have.
             said = os.read(self.output, channel.MAX_MESSAGE_BYTES).decode(errors="replace").strip()
             self._close_pipes()
-            raise self._bad_environment(said[-MAX_SAID_CHARS:])
+            raise cannot_start((name for name, _ in key[1]), said[-MAX_SAID_CHARS:])
         channel.send_command(self.control, preload=list(preload))
 
     def _close_pipes(self) -> None:
         self.control.close()
         os.close(self.output)
-
-    def _bad_environment(self, said: str) -> ConfigurationError:
-        names = ", ".join(variable(name) for name, _ in self.key[1])
-        return ConfigurationError(
-            f"no Python starts on host {socket.gethostname()} with the variables of env ({names}): {said}"
-        )
 
     def wait_ready(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
         """Return when it can fork.
@@ -126,6 +120,7 @@ class Zygote:
     def take(self, answer: dict[str, Any]) -> None:
         """Note an answer that concerns the zygote itself."""
         with self._changed:
+            self.looked_up = frozenset(answer["looked_up"])
             if answer["event"] == "ready":
                 self.state, self.pid = "ready", answer["pid"]
             elif answer["event"] == "failed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -26,20 +27,29 @@ Extra = tuple[tuple[str, float], ...]
 
 @dataclass(slots=True)
 class Lease:
-    """Our hold on one slice: a placement group over the chips of all its hosts."""
+    """Our hold on one slice: a placement group over the chips of all its hosts.
+
+    Attributes:
+        slice: which.
+        group: Ray's placement group.
+        generation: of the connection that it belongs to.
+        reserved_at: of the monotonic clock.
+        extra: resources beside the chips.
+        released_at: when it was given back, of the monotonic clock; infinite until then.
+    """
 
     slice: Slice
     group: Any
     generation: int
     reserved_at: float
     extra: Extra = ()
-    released: bool = False
+    released_at: float = math.inf
 
     def release(self) -> None:
         """Give the slice back. Safe to call twice, and after the cluster has gone."""
-        if self.released:
+        if self.released_at != math.inf:
             return
-        self.released = True
+        self.released_at = time.monotonic()
         try:
             # Of another generation: its cluster is not connected any more, and the group went with the connection.
             session.while_connected(self.generation, lambda: remove_placement_group(self.group))

@@ -6,16 +6,18 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import ray
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from prefect_tpu.cluster import exit_hooks, inventory, session
+from prefect_tpu.cluster.inventory import SliceStatus
 from prefect_tpu.core.errors import GangCancelledError, SliceUnavailableError
-from prefect_tpu.core.gang import numeric_key
+from prefect_tpu.core.gang import Slice, numeric_key
+from prefect_tpu.core.patience import Patience, Waiter
 from prefect_tpu.core.topology import SliceShape
 from prefect_tpu.fleets.fleet import Demand
+from prefect_tpu.leases import words
+from prefect_tpu.leases.holders import Holders
 from prefect_tpu.leases.lease import Extra, GangLease, Lease, release_all, reserve
 
 log = logging.getLogger("prefect_tpu.leases")
@@ -36,8 +38,9 @@ class _Ticket:
     """A place in the queue."""
 
     shape: SliceShape
-    num_slices: int
+    waiter: Waiter
     extra: Extra
+    who: str
 
 
 class LeaseQueue:
@@ -54,6 +57,7 @@ class LeaseQueue:
         self._waiting: list[_Ticket] = []
         self._suspects: dict[str, float] = {}
         self._kept: dict[str, tuple[Lease, float]] = {}
+        self._holders = Holders()
         self._keeper: threading.Thread | None = None
         self._closed = False
 
@@ -121,6 +125,9 @@ class LeaseQueue:
         extra: Extra = (),
         demand: Demand | None = None,
         fewer: Sequence[int] = (),
+        size_wait_seconds: float | None = None,
+        who: str = "",
+        behind_siblings_counts: bool = True,
     ) -> GangLease:
         """Reserve `num_slices` intact, free slices of `shape`, all or none.
 
@@ -133,22 +140,30 @@ class LeaseQueue:
             say: told why it waits.
             say_interval_seconds: pause between two such words.
             extra: reserved on each host beside its chips.
-            demand: what the fleet was asked for on the gang's behalf.
+            demand: what the fleet was asked for on the gang's behalf; None: there are just those that there are.
             fewer: smaller numbers that will do when the deadline has come, ascending.
+            size_wait_seconds: they will do sooner: the largest number that there can be is waited for so long, and
+                larger ones not at all.
+            who: how the gang is called in messages of others.
+            behind_siblings_counts: False: time in which only gangs of this process hold it up is not part of
+                `timeout_seconds`. Only for a gang that holds nothing meanwhile.
 
         Raises:
             ProvisioningError: the fleet says that they will not come.
             SliceUnavailableError: the deadline passed; the message has what was asked and what there is.
             GangCancelledError: `cancelled` said so.
         """
-        ticket = _Ticket(shape, num_slices, extra)
+        waiter = Waiter((*fewer, num_slices), only_there=demand is None and size_wait_seconds is not None)
+        ticket = _Ticket(shape, waiter, extra, who)
+        patience = Patience(timeout_seconds, time.monotonic(), stops=not behind_siblings_counts)
         with self._lock:
             self._waiting.append(ticket)
         session.hold()
         if demand is not None:
             demand.waiting(num_slices)
         try:
-            leases = self._wait(ticket, timeout_seconds, fleet, cancelled, say, say_interval_seconds, demand, fewer)
+            told = fleet, say, say_interval_seconds
+            leases = self._wait(ticket, patience, told, cancelled, demand, size_wait_seconds)
             return GangLease(leases, session.generation(), self.look_again, self.keep)
         except BaseException:
             session.release()
@@ -163,76 +178,98 @@ class LeaseQueue:
     def _wait(
         self,
         ticket: _Ticket,
-        timeout_seconds: float,
-        fleet: str,
+        patience: Patience,
+        told: tuple[str, Callable[[str], None], float],
         cancelled: Callable[[], bool],
-        say: Callable[[str], None],
-        say_interval_seconds: float,
         demand: Demand | None,
-        fewer: Sequence[int],
+        size_wait_seconds: float | None,
     ) -> list[Lease]:
-        shape, num_slices = ticket.shape, ticket.num_slices
-        deadline = time.monotonic() + timeout_seconds
-        next_word = time.monotonic() + SETTLE_SECONDS
+        fleet, say, say_interval_seconds = told
+        shape, waiter, began = ticket.shape, ticket.waiter, time.monotonic()
+        next_word = began + SETTLE_SECONDS
         while True:
             with self._lock:
                 kept_before = dict(self._kept)
             if cancelled():
                 raise GangCancelledError("cancelled while it waited for slices")
-            position = self._position(ticket)
-            leases = self._try(ticket) if position == 0 else None
+            seen = inventory.fitting(shape)
+            there, free = len(seen), sum(one.usable for one in seen)
+            position = self._position(ticket, there)
+            leases = self._try_sizes(ticket, seen) if position == 0 else None
             if leases is not None:
+                if smaller := words.smaller(waiter, patience, len(leases), there, size_wait_seconds):
+                    say(smaller)
+                self._holders.add(ticket.who, leases)
                 return leases
             if demand is not None:
                 demand.check()
             now = time.monotonic()
-            if now >= deadline:
-                for size in reversed(fewer):
-                    leases = self._try(replace(ticket, num_slices=size)) if position == 0 else None
-                    if leases is not None:
-                        say(f"{num_slices} slices were not free within {timeout_seconds:g} s: it takes {size}")
-                        return leases
-                least = replace(ticket, num_slices=fewer[0]) if fewer else ticket
-                text = _unavailable(least, fleet, timeout_seconds, position)
+            holders = self._holders.now({one.name for one in seen})
+            own = sum(number for _, _, number in holders)
+            behind = patience.stops and waiter.behind_siblings(position=position, free=free, own=own, there=there)
+            patience.look(now, behind=behind)
+            size_is_over = size_wait_seconds is not None and now - began >= size_wait_seconds
+            if (patience.over or size_is_over) and not waiter.any_size:
+                waiter.any_size = True
+                if len(waiter.sizes) > 1:
+                    continue
+            if patience.over:
+                text = words.unavailable(
+                    shape, waiter, patience, fleet=fleet, there=there, position=position, extra=ticket.extra
+                )
                 raise SliceUnavailableError(text + (f" {demand.describe()}" if demand is not None else ""))
             if now >= next_word:
                 next_word = now + say_interval_seconds
-                ahead = f", {position} gangs ahead of this one" if position else ""
-                coming = f"; {told}" if demand is not None and (told := demand.describe()) else ""
-                then = f", then {' or '.join(str(one) for one in reversed(fewer))} will do" if fewer else ""
+                coming = demand.describe() if demand is not None else ""
                 say(
-                    f"waiting for {num_slices} free {shape.accelerator_type} {shape.topology} slices of {fleet}"
-                    f"{ahead} (at most {deadline - now:.0f} s more{then}){coming}"
+                    words.waiting(
+                        shape,
+                        waiter,
+                        patience,
+                        fleet=fleet,
+                        there=there,
+                        position=position,
+                        holders=[(name, now - since) for name, since, _ in holders],
+                        behind=behind,
+                        size_wait_seconds=size_wait_seconds,
+                        coming=coming,
+                    )
                 )
             with self._changed:
                 if self._kept == kept_before:
-                    self._changed.wait(min(random.uniform(RETRY_MIN_SECONDS, RETRY_MAX_SECONDS), deadline - now))
+                    longest = random.uniform(RETRY_MIN_SECONDS, RETRY_MAX_SECONDS)
+                    self._changed.wait(longest if behind else min(longest, patience.left_seconds))
 
-    def _position(self, ticket: _Ticket) -> int:
+    def _position(self, ticket: _Ticket, there: int) -> int:
         """How many came earlier and want the same slices. Who wants more than there are holds nobody up."""
         with self._lock:
             earlier = [one for one in self._waiting[: self._waiting.index(ticket)] if one.shape == ticket.shape]
-        if not earlier:
-            return 0
-        there_are = len(inventory.read_slices(ticket.shape))
-        return sum(one.num_slices <= there_are for one in earlier)
+        return sum(min(one.waiter.takes(there)) <= there for one in earlier)
 
-    def _try(self, ticket: _Ticket) -> list[Lease] | None:
-        shape, num_slices = ticket.shape, ticket.num_slices
+    def _try_sizes(self, ticket: _Ticket, seen: Sequence[SliceStatus]) -> list[Lease] | None:
+        usable = {one.name: one.slice for one in seen if one.usable}
+        kept = {one.name: one.slice for one in seen if not one.draining}
+        for size in ticket.waiter.takes(len(seen)):
+            leases = self._try(ticket, size, list(usable.values()), kept)
+            if leases is not None:
+                return leases
+        return None
+
+    def _try(
+        self, ticket: _Ticket, num_slices: int, free: Sequence[Slice], whole: Mapping[str, Slice]
+    ) -> list[Lease] | None:
         now = time.monotonic()
         with self._lock:
             self._suspects = suspects = {name: until for name, until in self._suspects.items() if until > now}
-        leases = self._take_kept(ticket)
+        leases = self._take_kept(ticket, num_slices, num_slices - len(free), whole)
         if len(leases) == num_slices:
             return leases
+        missing = num_slices - len(leases)
+        if len(free) < missing:
+            return None
+        chosen = sorted(free, key=lambda one: (one.name in suspects, numeric_key(one.name)))[:missing]
         try:
-            free = inventory.free_slices(shape)
-            missing = num_slices - len(leases)
-            if len(free) < missing:
-                release_all(leases)
-                return None
-            chosen = sorted(free, key=lambda one: (one.name in suspects, numeric_key(one.name)))[:missing]
-            leases.extend(reserve(one, shape, ticket.extra) for one in chosen)
+            leases.extend(reserve(one, ticket.shape, ticket.extra) for one in chosen)
             give_up = time.monotonic() + RESERVE_TIMEOUT_SECONDS
             for lease in leases:
                 if not lease.group.wait(max(0.01, give_up - time.monotonic())):
@@ -246,40 +283,15 @@ class LeaseQueue:
         release_all(leases)
         return None
 
-    def _take_kept(self, ticket: _Ticket) -> list[Lease]:
-        """Leases that an earlier gang of this process has left, as far as their slices are whole."""
-        with self._lock:
-            if not self._kept:
-                return []
-        whole = {
-            one.name: one
-            for one in inventory.summary().slices
-            if inventory.fits(one, ticket.shape) and not one.draining
-        }
+    def _take_kept(self, ticket: _Ticket, most: int, least: int, whole: Mapping[str, Slice]) -> list[Lease]:
+        """Leases that an earlier gang of this process has left, as far as their slices are whole; none if too few."""
         generation = session.generation()
         with self._lock:
             names = [
                 name
                 for name, (lease, _) in self._kept.items()
-                if name in whole
-                and whole[name].slice == lease.slice
-                and lease.generation == generation
-                and lease.extra == ticket.extra
+                if whole.get(name) == lease.slice and lease.generation == generation and lease.extra == ticket.extra
             ]
-            return [self._kept.pop(name)[0] for name in sorted(names, key=numeric_key)[: ticket.num_slices]]
-
-
-def _unavailable(ticket: _Ticket, fleet: str, timeout_seconds: float, position: int) -> str:
-    shape, num_slices = ticket.shape, ticket.num_slices
-    beside = "".join(f" and {amount:g} {name} on each" for name, amount in ticket.extra)
-    try:
-        has = inventory.summary().describe()
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        has = f"unknown, the cluster does not answer ({error})"
-    return (
-        f"No {num_slices} free {shape.accelerator_type} {shape.topology} slices within {timeout_seconds:g} s "
-        f"(lease_timeout_seconds). Asked: {num_slices} x {shape.hosts} hosts x {shape.chips_per_host} chips{beside}. "
-        f"{fleet} has: {has}. Ahead in this process's queue: {position}. "
-        "Ask for fewer slices or another topology, add slices to the fleet, wait for other gangs to end, "
-        "or raise lease_timeout_seconds on the runner."
-    )
+            if len(names) < least:
+                return []
+            return [self._kept.pop(name)[0] for name in sorted(names, key=numeric_key)[:most]]

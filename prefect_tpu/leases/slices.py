@@ -70,6 +70,7 @@ class GangSlices:
         host_resources: reserved on each host beside its chips.
         run_id: of the task run.
         cancelled: asked often; True ends every wait.
+        run_name: how other gangs that wait for its slices call it.
     """
 
     fleet: Fleet
@@ -78,6 +79,7 @@ class GangSlices:
     host_resources: tuple[tuple[str, float], ...]
     run_id: str
     cancelled: Callable[[], bool]
+    run_name: str = ""
     _lease: GangLease | None = field(init=False, default=None)
     _standby: StandbyLease | None = field(init=False, default=None)
     _demand: Demand | None = field(init=False, default=None)
@@ -104,7 +106,7 @@ class GangSlices:
         self._grow = False
         if self._lease is None:
             left = round(max(0.0, give_up - time.monotonic()), 1)
-            self._lease = self._acquire(shape, sizes, left, say)
+            self._lease = self._acquire(shape, sizes, left, say, holds_none=True)
         return self._lease
 
     def _replace(self, shape: SliceShape, say: Say) -> None:
@@ -159,8 +161,15 @@ class GangSlices:
         timeout_seconds: float,
         say: Say,
         cancelled: Callable[[], bool] | None = None,
+        *,
+        holds_none: bool = False,
     ) -> GangLease:
-        """As many as the last of `sizes` says; at the deadline one of the smaller ones will do."""
+        """As many as the last of `sizes` says; at the deadline one of the smaller ones will do.
+
+        Who holds slices meanwhile waits no longer than `timeout_seconds`, whatever for; who holds none waits for gangs
+        of this process as long as they take, and for the largest size no longer than `size_wait_seconds`,
+        if the fleet makes no slices on demand.
+        """
         return QUEUE.acquire(
             shape,
             sizes[-1],
@@ -172,6 +181,9 @@ class GangSlices:
             say_interval_seconds=self.tuning.queue_message_interval_seconds,
             extra=self.host_resources,
             demand=self._demand,
+            size_wait_seconds=self.options.size_wait_seconds if holds_none and self._demand is None else None,
+            who=self.run_name,
+            behind_siblings_counts=not holds_none,
         )
 
     def reserve_ahead(self, shape: SliceShape, say: Say, slice_name: str) -> None:

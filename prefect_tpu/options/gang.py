@@ -55,6 +55,12 @@ class GangOptions(Options):
         form="Slices of one gang: a number, or those that are acceptable.",
         shown=True,
     )
+    size_wait_seconds: Seconds = option(
+        60.0,
+        description="How long a gang of several sizes waits for the largest that there can be, in seconds; then any of "
+        "them will do. Where slices are made on demand it is lease_timeout_seconds.",
+        form="A gang of several sizes waits so long for the largest that there can be; empty: {} seconds.",
+    )
     resize_after_seconds: Seconds = option(
         60.0,
         description="A gang of several sizes waits so long for a replacement, then it goes on with fewer, in seconds.",
@@ -128,7 +134,8 @@ class GangOptions(Options):
     )
     lease_timeout_seconds: Seconds = option(
         600.0,
-        description="How long a gang waits for free slices, in seconds.",
+        description="How long a gang waits for free slices, not counting the time in which only gangs of the same "
+        "process are ahead of it, in seconds.",
         form="Wait for free slices; empty: {} seconds.",
     )
     lease_hold_seconds: Seconds = option(

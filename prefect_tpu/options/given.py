@@ -34,6 +34,7 @@ class GivenOptions(TypedDict, total=False):
     topology: Topology | None
     chips_per_host: CountFrom1 | None
     num_slices: int | Sequence[int] | None
+    size_wait_seconds: Seconds | None
     resize_after_seconds: Seconds | None
     resize_interval_seconds: Seconds | None
     preemptible: Flag | None
@@ -70,6 +71,11 @@ class PoolOptions(Options):
     )
     num_slices: Sizes = Field(
         default=1, title="Number of slices", description="Slices of one gang: a number, or those that are acceptable."
+    )
+    size_wait_seconds: Seconds | None = Field(
+        default=None,
+        title="Size wait (seconds)",
+        description="A gang of several sizes waits so long for the largest that there can be; empty: 60 seconds.",
     )
     resize_after_seconds: Seconds | None = Field(
         default=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,24 @@ def _path(given: Any) -> Any:
     return str(given) if isinstance(given, Path) else given
 
 
+def _has_a_scheme(given: str) -> str:
+    """A misspelt URL would fail on the hosts, after the launch; or be a directory of this machine."""
+    begins = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", given)
+    if begins is None:
+        return given
+    from fsspec import available_protocols
+
+    scheme, known = begins[1].lower(), available_protocols()
+    if begins[2] and scheme not in known:
+        raise ValueError(
+            f"{scheme!r} is no scheme of a URL that fsspec knows, such as gs, s3, az, hf: correct it, or mount the "
+            "directory on every host and give its path"
+        )
+    if not begins[2] and scheme in known:
+        raise ValueError(f"a URL begins with '{scheme}://'; a directory of that name is './{given}'")
+    return given
+
+
 def _are_modules(given: list[str]) -> list[str]:
     wrong = [name for name in given if name == "__main__" or not all(part.isidentifier() for part in name.split("."))]
     if wrong:
@@ -89,6 +108,7 @@ Directory = Annotated[
     str,
     Field(min_length=1),
     BeforeValidator(_path),
+    AfterValidator(_has_a_scheme),
     must("a directory or an fsspec URL, at least one character"),
     Takes("str | Path"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -53,8 +54,10 @@ class Given:
         """
         unknown = sorted(set(options) - set(RunnerOptions.__annotations__))
         if unknown:
-            known = ", ".join(["flatten", "returns", *RunnerOptions.__annotations__])
-            raise TypeError(f"TpuMultisliceRunner() has no argument {unknown[0]!r}; it has {known}")
+            known = ["flatten", "returns", *RunnerOptions.__annotations__]
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            meant = f" (is {near[0]!r} meant?)" if near else ""
+            raise TypeError(f"TpuMultisliceRunner() has no argument {unknown[0]!r}{meant}; it has {', '.join(known)}")
         rest = dict(options)
         pool = rest.pop("pool", None)
         max_workers = rest.pop("max_workers", None)
@@ -94,6 +97,17 @@ class Given:
             "returns": None if self.returns == "all" else self.returns,
         }
         return {name: value for name, value in own.items() if value is not None} | self.options
+
+
+def by_name(values: tuple[Any, ...]) -> TypeError:
+    """For arguments of a runner that were given without their names."""
+    first = values[0]
+    number = isinstance(first, int | list | tuple) and not isinstance(first, bool)
+    text = f"{first!r:.80}"
+    return TypeError(
+        f"TpuMultisliceRunner({text}): its arguments have names; write "
+        f"TpuMultisliceRunner({'num_slices' if number else 'pool'}={text})"
+    )
 
 
 def _check_pool(pool: Any) -> None:

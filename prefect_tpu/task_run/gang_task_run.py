@@ -190,7 +190,7 @@ class GangTaskRun:
             except ConfigurationError:
                 self.retries.refuse()
                 raise
-            self._attempts = Attempts(plan, str(context.task_run.id), self._cancelled)
+            self._attempts = Attempts(plan, str(context.task_run.id), self._cancelled, context.task_run.name)
         attempts, backoff_seconds = self._attempts, self.retries.begin()
         self._number += 1
         number = self._number  # never used twice, whatever an attempt ends with: hosts know attempts by it

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from prefect.settings import get_current_settings
 
 from prefect_tpu.core.checkpoints import Checkpoints
-from prefect_tpu.core.environment import device_counts
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.core.retry import Limits
@@ -21,7 +20,8 @@ from prefect_tpu.fleets.ray_fleet import RayFleet
 from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.merge import merge
-from prefect_tpu.settings import current_settings
+from prefect_tpu.settings import current_settings, unknown_settings, where_set
+from prefect_tpu.task_run import fits
 from prefect_tpu.task_run.arguments import Given
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey
 from prefect_tpu.task_run.remote_options import host_resources
@@ -36,6 +36,8 @@ DEFAULT_POOL_NAME = "default"
 """Of the saved pool that is used where nothing else is said."""
 
 _warned = threading.Event()
+_told: set[tuple[str, str]] = set()
+"""Settings that there are not; each is told once."""
 
 
 class Resolved:
@@ -75,13 +77,30 @@ class Resolved:
     @functools.cached_property
     def fleet(self) -> Fleet:
         """Where the slices come from."""
-        pool = self.pool
-        if pool is None:
-            return LocalFleet()
+        pool, options = self.pool, self.options
         if isinstance(pool, Fleet):
             return pool
-        options = self.options
+        if pool is None:
+            return LocalFleet(
+                accelerator_type=options.accelerator_type,
+                topology=options.topology,
+                chips_per_host=options.chips_per_host,
+            )
         return pool.fleet.make(options.accelerator_type, options.topology, options.chips_per_host)
+
+    def origin(self, name: str) -> str:
+        """Who has set an option, in words: the one that counts."""
+        given, pool = self._given.options.get(name), self.pool
+        if given is not None:
+            return f"TpuMultisliceRunner({name}={given!r})"
+        if isinstance(pool, Fleet) and pool.options().get(name) is not None:
+            return f"{type(pool).__name__}({name}={pool.options().get(name)!r})"
+        if name in self.tuning.model_fields_set:
+            return where_set(name)
+        if pool is not None and not isinstance(pool, Fleet) and getattr(pool, name) is not None:
+            slug = self._given.pool if isinstance(self._given.pool, str) else self.tuning.pool
+            return f"the pool's {name}" + (f" ({slug})" if isinstance(slug, str) else "")
+        return "its default"
 
     @functools.cached_property
     def limits(self) -> Limits:
@@ -175,6 +194,10 @@ class Resolved:
                 "No pool given, none saved as tpu-slice-pool/default, and no PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS set: "
                 "simulated TPU slices on CPU (LocalFleet). Pass pool=... to run on real ones."
             )
+        for written, place, to_do in unknown_settings():
+            if (written, place) not in _told:
+                _told.add((written, place))
+                say.warning("%s %s: there is no such setting, so it changes nothing; %s", written, place, to_do)
         simulated, preemptible = isinstance(fleet, LocalFleet), options.preemptible
         if "preemptible" not in self._given.options:
             preemptible = preemptible or bool(fleet.options().get("preemptible"))
@@ -194,18 +217,8 @@ class Resolved:
             host_resources=host_resources(),
             checkpoints=checkpoints,
         )
-        if simulated:
-            _check_device_counts(plan)
+        shape = fits.shape_of(plan, self.origin)
+        if isinstance(fleet, LocalFleet):
+            in_pool = not (self.pool is None or isinstance(self.pool, Fleet))
+            fits.check(plan, fleet, shape, self.origin, in_pool=in_pool)
         return plan
-
-
-def _check_device_counts(plan: GangPlan) -> None:
-    """A simulated host has as many devices as its topology says, so `env` cannot say another number."""
-    shape = plan.resolve()
-    for name, count in device_counts(plan.options.env).items():
-        if count != shape.chips_per_host:
-            raise ConfigurationError(
-                f"env: {name} asks for {count} CPU devices, and a simulated host of {shape.accelerator_type} "
-                f"{shape.topology} has {shape.chips_per_host} chips, a device each: take it out, or choose another "
-                "topology or chips_per_host"
-            )

@@ -14,7 +14,9 @@ from prefect_tpu.blocks import TpuSlicePool
 
 SAVED: dict[str, Any] = json.loads(Path(__file__).with_name("saved_by_0_1_0.json").read_text())
 """Written by the code of 0.1.0; nothing in it may be changed."""
-ADDED: dict[str, dict[str, Any]] = {"TpuSlicePool": {"by_name": None, "jax_distributed": None, "secret_env": {}}}
+ADDED: dict[str, dict[str, Any]] = {
+    "TpuSlicePool": {"size_wait_seconds": None, "by_name": None, "jax_distributed": None, "secret_env": {}}
+}
 """Fields that 0.1.0 did not have, with what an old block has in them."""
 NEW_OF_QUEUED = {"host_package": None, "host_lock": None, "token_secret": None, "unprotected_ray": False}
 """The same of its fleet; its form is another one, as addresses are internal unless asked for."""

@@ -58,6 +58,17 @@ def test_a_lost_slice_explains_the_survivors_errors() -> None:
     assert "slice 1 (slice-1)" in verdict.cause
 
 
+def test_hosts_that_came_too_late_to_a_first_collective_are_told_of_the_limit() -> None:
+    """It is the function's own error, and the verdict says what to do; other errors of JAX are not taken for it."""
+    late = "UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue() timed out"
+    errors = [host(i, raised=raised("jax.errors.JaxRuntimeError", late)) for i in range(2)]
+    verdict = decide(errors)
+    assert verdict.kind is Kind.USER_ERROR
+    assert "within 30 s of each other" in verdict.cause
+    assert "sync_global_devices" in verdict.cause
+    assert "30 s" not in decide([host(i, raised=PEER_LOSS) for i in range(2)]).cause
+
+
 def test_a_slice_of_which_every_host_has_gone_is_preempted() -> None:
     """Even without a word from anybody."""
     verdict = decide([host(0), host(1), host(2, lost="x", gone=True), host(3, lost="x", gone=True)])

@@ -148,7 +148,7 @@ def test_the_seam_keeps_xla_flags() -> None:
 def test_slices_are_seen_whole(fleet: LocalFleet) -> None:
     """Names, hosts in worker-id order, chips and head resource as on real hosts."""
     assert free(fleet) == ["slice-0", "slice-1"]
-    for one in inventory.read_slices(fleet.shape):
+    for one in (each.slice for each in inventory.fitting(fleet.shape)):
         assert [(host.worker_id, host.chips, host.has_head_resource) for host in one.hosts] == [
             (0, 4, True),
             (1, 4, False),
@@ -171,7 +171,7 @@ def test_a_host_has_its_environment(fleet: LocalFleet) -> None:
 
 def test_a_reserved_slice_is_taken(fleet: LocalFleet) -> None:
     """A placement group counts as use; when it is removed the slice is free again."""
-    hosts = inventory.read_slices(fleet.shape)[0].hosts
+    hosts = inventory.fitting(fleet.shape)[0].slice.hosts
     group = ray.util.placement_group([{"TPU": 4}], bundle_label_selector=[{"ray.io/node-id": hosts[1].node_id}])
     assert group.wait(10)
     until(lambda: free(fleet) == ["slice-1"], "slice-0 is taken")
@@ -182,26 +182,26 @@ def test_a_reserved_slice_is_taken(fleet: LocalFleet) -> None:
 
 def test_a_preempted_slice_is_gone_and_comes_back(fleet: LocalFleet) -> None:
     """At once, although Ray itself takes seconds; restored hosts are new nodes."""
-    before = {host.node_id for one in inventory.read_slices(fleet.shape) for host in one.hosts}
+    before = {host.node_id for one in inventory.fitting(fleet.shape) for host in one.slice.hosts}
     fleet.preempt("slice-1")
     assert free(fleet) == ["slice-0"]
     assert "no host is alive" in inventory.summary().describe()
     assert [host["state"] for host in fleet.status()["slices"][1]["hosts"]] == ["down", "down"]
     fleet.restore("slice-1")
     until(lambda: free(fleet) == ["slice-0", "slice-1"], "slice-1 is back")
-    after = {host.node_id for one in inventory.read_slices(fleet.shape) for host in one.hosts}
+    after = {host.node_id for one in inventory.fitting(fleet.shape) for host in one.slice.hosts}
     assert len(before & after) == 2
 
 
 def test_one_lost_host_breaks_its_slice(fleet: LocalFleet) -> None:
     """The slice is not handed out, the reason is in the summary, and restore starts only what is missing."""
-    kept = inventory.read_slices(fleet.shape)[0].hosts[0].node_id
+    kept = inventory.fitting(fleet.shape)[0].slice.hosts[0].node_id
     fleet.preempt("slice-0/1")
     assert free(fleet) == ["slice-1"]
     assert "not whole: 1 of 2 hosts alive" in inventory.summary().describe()
     fleet.restore("slice-0")
     until(lambda: free(fleet) == ["slice-0", "slice-1"], "slice-0 is back")
-    assert inventory.read_slices(fleet.shape)[0].hosts[0].node_id == kept
+    assert inventory.fitting(fleet.shape)[0].slice.hosts[0].node_id == kept
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
@@ -216,7 +216,7 @@ class Tenant:
 
 def tenant_on(fleet: LocalFleet, slice_index: int, worker_id: int) -> Any:
     # By node id: for some seconds Ray would also place it on the dead host that had these labels before.
-    host = inventory.read_slices(fleet.shape)[slice_index].hosts[worker_id]
+    host = inventory.fitting(fleet.shape)[slice_index].slice.hosts[worker_id]
     where = NodeAffinitySchedulingStrategy(host.node_id, soft=False)
     actor: Any = Tenant
     return actor.options(scheduling_strategy=where).remote()

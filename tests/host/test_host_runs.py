@@ -372,11 +372,11 @@ def test_prepares_share_a_zygote_and_old_ones_are_ended() -> None:
         for one in threads:
             one.join()
         assert len({one.zygote_pid for one in reports}) == 1
-        second = fresh.prepare(("cloudpickle",), {"A": "1"})
-        third = fresh.prepare(("cloudpickle",), {"A": "2"})
+        second = fresh.prepare(("cloudpickle",), {"JAX_A": "1"})
+        third = fresh.prepare(("cloudpickle",), {"JAX_A": "2"})
         assert len(fresh._zygotes) == host_module.MAX_ZYGOTES
-        assert fresh.prepare(("cloudpickle",), {"A": "1"}).zygote_pid == second.zygote_pid
-        assert fresh.prepare(("cloudpickle",), {"A": "2"}).zygote_pid == third.zygote_pid
+        assert fresh.prepare(("cloudpickle",), {"JAX_A": "1"}).zygote_pid == second.zygote_pid
+        assert fresh.prepare(("cloudpickle",), {"JAX_A": "2"}).zygote_pid == third.zygote_pid
         assert fresh.prepare(("cloudpickle",), {}).zygote_pid != reports[0].zygote_pid
         assert second.agent_pid == os.getpid()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.host.host_support import PRELOAD, Run, supervisor
 
 pytestmark = pytest.mark.timeout(120)
 PLAIN = {"A": "1"}
+BARE = ("cloudpickle",)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,48 @@ def test_secret_variables_are_set_after_the_fork(host: HostSupervisor) -> None:
         zygote,
     )
     assert Run(host, fn, user_env=PLAIN, preload=("cloudpickle",)).value()[::2] == (None, zygote)
+
+
+def test_a_sweep_over_a_variable_needs_one_zygote(host: HostSupervisor) -> None:
+    """Each process has its own value, also in what it starts; none has that of the one before."""
+
+    def fn(name: str) -> tuple[str | None, bool, int]:
+        import os
+        import subprocess
+
+        started = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+        return os.environ.get(name), f"{name}=" in started, os.getppid()
+
+    found = [Run(host, fn, "TRIAL", preload=BARE, user_env={"TRIAL": str(seed)}).value() for seed in range(3)]
+    assert [one[:2] for one in found] == [("0", True), ("1", True), ("2", True)]
+    assert len({one[2] for one in found}) == 1
+    assert Run(host, fn, "TRIAL", preload=BARE, user_env={}).value() == (None, False, found[0][2])
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        "os.environ.get('HOME_OF_MODELS')",
+        "os.getenv('HOME_OF_MODELS')",
+        "os.environ['HOME_OF_MODELS']",
+        "'HOME_OF_MODELS' in os.environ and os.environ.setdefault('HOME_OF_MODELS', '')",
+        "{k: v for k, v in os.environ.items() if k.startswith('HOME_OF')}.get('HOME_OF_MODELS')",
+    ],
+)
+def test_what_a_module_of_preload_looks_up_is_there_when_it_is_imported(
+    tmp_path: Path, reads: str, host: HostSupervisor
+) -> None:
+    """However it does; the first time too, and with another value the next time."""
+    (tmp_path / "models.py").write_text(f"import os\nHOME = {reads}\n")
+
+    def fn() -> str:
+        import models  # type: ignore[import-not-found]
+
+        return str(models.HOME)
+
+    for home in ("/first", "/second"):
+        env = {"PYTHONPATH": str(tmp_path), "HOME_OF_MODELS": home, "SEED": home}
+        assert Run(host, fn, preload=("models", "cloudpickle"), user_env=env).value() == home
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,20 +65,82 @@ def test_too_many_slices_end_in_a_message_and_hold_nothing(fleet: LocalFleet) ->
     assert free() == ["slice-0", "slice-1"]
 
 
-def test_fewer_slices_will_do_at_the_deadline(fleet: LocalFleet) -> None:
-    """Of the acceptable numbers the largest that is free then; it says so before and after."""
+def test_a_size_that_can_never_be_there_is_not_waited_for(fleet: LocalFleet) -> None:
+    """Four slices on a fleet of two: the largest that there can be is taken at once, and nothing is said of a wait."""
     said: list[str] = []
-    began = time.monotonic()
     lease = LeaseQueue().acquire(
-        SHAPE, 4, fewer=(1, 2, 3), timeout_seconds=2, fleet="the fleet", cancelled=lambda: False, say=said.append,
-        say_interval_seconds=1,
+        SHAPE, 4, fewer=(1, 2), timeout_seconds=60, fleet="the fleet", cancelled=lambda: False, say=said.append,
+        say_interval_seconds=1, size_wait_seconds=60,
     )  # fmt: skip
-    assert time.monotonic() - began >= 2
     assert [one.name for one in lease.gang.slices] == ["slice-0", "slice-1"]
-    assert "then 3 or 2 or 1 will do" in said[0]
-    assert "4 slices were not free within 2 s: it takes 2" in said[-1]
+    assert not any("waiting" in one for one in said)
     lease.release()
     assert free() == ["slice-0", "slice-1"]
+
+
+def test_fewer_slices_will_do_after_the_wait_for_the_largest(fleet: LocalFleet) -> None:
+    """Of the acceptable numbers the largest that is free, long before the deadline; it says so before and after."""
+    queue, said = LeaseQueue(), list[str]()
+    other = acquire(LeaseQueue(), 1)
+    lease = queue.acquire(
+        SHAPE, 2, fewer=(1,), timeout_seconds=60, fleet="the fleet", cancelled=lambda: False, say=said.append,
+        say_interval_seconds=1, size_wait_seconds=2,
+    )  # fmt: skip
+    assert [one.name for one in lease.gang.slices] == ["slice-1"]
+    assert "for 2 s (size_wait_seconds), then 1 will do" in said[0]
+    assert "2 slices were not free within 2 s (size_wait_seconds): it takes 1" in said[-1]
+    lease.release()
+    other.release()
+    assert free() == ["slice-0", "slice-1"]
+
+
+def test_who_waits_for_gangs_of_its_own_process_waits_as_long_as_they_take(fleet: LocalFleet) -> None:
+    """Six gangs of one slice on two slices, each for longer than the lease's deadline: all of them run."""
+    queue, done, said = LeaseQueue(), list[int](), list[str]()
+
+    def run(number: int) -> None:
+        lease = queue.acquire(
+            SHAPE, 1, timeout_seconds=1, fleet="the fleet", cancelled=lambda: False, say=said.append,
+            say_interval_seconds=0.5, who=f"train-{number}", behind_siblings_counts=False,
+        )  # fmt: skip
+        time.sleep(1.2)
+        lease.release()
+        done.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == list(range(6))
+    assert any("held by train-0 for" in one and "train-1 for" in one for one in said)
+    assert any("which does not count" in one for one in said)
+    assert free() == ["slice-0", "slice-1"]
+
+
+def test_slices_of_another_process_are_not_waited_for_without_end(fleet: LocalFleet) -> None:
+    """What this process does not hold counts, whoever is ahead in its queue; the message says how long it waited."""
+    queue = LeaseQueue()
+    other = acquire(LeaseQueue(), 1)  # another queue is as another process
+    with pytest.raises(SliceUnavailableError, match=r"within 0\.5 s \(lease_timeout_seconds\)"):
+        queue.acquire(
+            SHAPE, 2, timeout_seconds=0.5, fleet="the fleet", cancelled=lambda: False, say=lambda _: None,
+            say_interval_seconds=1, behind_siblings_counts=False,
+        )  # fmt: skip
+    other.release()
+    assert free() == ["slice-0", "slice-1"]
+
+
+def test_too_few_slices_are_told_soon(fleet: LocalFleet) -> None:
+    """A host may join, so it waits; but it says at once that there are not so many."""
+    said: list[str] = []
+    with pytest.raises(SliceUnavailableError, match="there are 2 of this kind"):
+        LeaseQueue().acquire(
+            SHAPE, 3, timeout_seconds=1.5, fleet="the fleet", cancelled=lambda: False, say=said.append,
+            say_interval_seconds=60,
+        )  # fmt: skip
+    assert "there are 2 of this kind, free or not: it waits for more to join" in said[0]
 
 
 def test_a_lease_goes_on_with_fewer_slices_and_gets_more_again(fleet: LocalFleet) -> None:
@@ -97,9 +160,9 @@ def test_a_lease_goes_on_with_fewer_slices_and_gets_more_again(fleet: LocalFleet
 
 def test_half_a_reservation_is_given_back(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one of two slices cannot be had after all, the other is not kept while it waits."""
-    real = inventory.free_slices(SHAPE)
+    real = inventory.fitting(SHAPE)
     ghost = Slice("slice-9", (Host("f" * 56, 0, "127.0.0.1", 4), Host("e" * 56, 1, "127.0.0.1", 4)))
-    monkeypatch.setattr(inventory, "free_slices", lambda shape: [real[0], ghost])
+    monkeypatch.setattr(inventory, "fitting", lambda shape: [real[0], replace(real[0], name="slice-9", slice=ghost)])
     with pytest.raises(SliceUnavailableError):
         acquire(LeaseQueue(), 2, timeout_seconds=0.5)
     monkeypatch.undo()

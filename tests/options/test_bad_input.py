@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from prefect_tpu import (
     task,
 )
 from prefect_tpu.blocks.base import TpuBlock
+from prefect_tpu.settings import current_settings
 from tests.options.test_one_rule import BAD
 
 Runner = TpuMultisliceRunner[Any]
@@ -78,6 +81,68 @@ def test_unknown_shapes_list_the_valid_ones(fleet: LocalFleet, options: dict[str
     runner: Runner = TpuMultisliceRunner(pool=fleet, **options)
     with pytest.raises(TopologyError, match=says):
         task(task_runner=runner)(answer)()
+
+
+def test_arguments_without_their_names() -> None:
+    """The name that is most likely meant."""
+    make: Any = TpuMultisliceRunner
+    with pytest.raises(TypeError, match=r"have names; write TpuMultisliceRunner\(num_slices=2\)"):
+        make(2)
+    with pytest.raises(TypeError, match=r"write TpuMultisliceRunner\(pool=LocalFleet\("):
+        make(LocalFleet())
+
+
+@pytest.mark.parametrize("address", ["nohost:x", "head", "head:0", "head:99999", "", "http://head:6379", 6379])
+def test_what_is_no_address_is_refused_where_it_is_given(address: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the fleet, in its block, and in the setting."""
+    words = "must be 'auto' or 'host:port', such as '10.0.0.2:6379'"
+    with pytest.raises(ConfigurationError, match=words):
+        RayFleet(address)
+    if isinstance(address, str):
+        with pytest.raises(ValidationError, match=words):
+            RayFleetBlock(address=address)
+        monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_RAY_ADDRESS", address)
+        with pytest.raises(ConfigurationError, match=words):
+            current_settings()
+
+
+def test_who_has_set_a_shape_that_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Argument, environment, file or default: each with what it has set. What is no setting is told once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_TOPOLOGY", "3x5")
+    (tmp_path / "prefect.toml").write_text("[integrations.tpu]\nchips_per_host = 4\nnum_slice = 2\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.prefect.integrations.tpu]\nlease_timeout = 2\n")
+    (tmp_path / ".env").write_text("PREFECT_INTEGRATIONS_TPU_PREEMPTABLE=1\n")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_NUM_SLICE", "2")
+    runner: Runner = TpuMultisliceRunner(accelerator_type="v4", pool=RayFleet())
+    log: Any = logging.getLogger("a run")
+    for _ in range(2):
+        with pytest.raises(TopologyError) as caught:
+            runner.resolve().plan(timeout_seconds=None, checkpoint_name="x", say=log)
+    for words in (
+        "accelerator_type 'v4' is set by TpuMultisliceRunner(accelerator_type='v4')",
+        "topology '3x5' is set by PREFECT_INTEGRATIONS_TPU_TOPOLOGY in the environment",
+        "chips_per_host 4 is set by chips_per_host in prefect.toml, [integrations.tpu]",
+    ):
+        assert words in str(caught.value)
+    told = [one.getMessage() for one in caplog.records if "no such setting" in one.getMessage()]
+    for words in (
+        "PREFECT_INTEGRATIONS_TPU_NUM_SLICE in the environment: there is no such setting, so it changes nothing",
+        "is PREFECT_INTEGRATIONS_TPU_NUM_SLICES meant?",
+        "PREFECT_INTEGRATIONS_TPU_PREEMPTABLE in .env",
+        "num_slice in prefect.toml, [integrations.tpu]: there is no such setting, so it changes nothing; is num_slices",
+        "lease_timeout in pyproject.toml, [tool.prefect.integrations.tpu]",
+    ):
+        assert len([one for one in told if words in one]) == 1, told
+
+
+def test_slices_of_the_defaults_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pool the simulation follows arguments and settings: others would be waited for in vain."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_TPU_TOPOLOGY", "4x4")
+    fleet = TpuMultisliceRunner(accelerator_type="v5e").resolve().fleet
+    assert fleet == LocalFleet(accelerator_type="v5e", topology="4x4")
 
 
 def test_ray_out_of_reach(fleet: LocalFleet) -> None:
@@ -163,8 +228,9 @@ def test_a_preload_that_fails_is_fatal(fleet: LocalFleet) -> None:
 
 
 def test_too_few_slices_says_what_there_is(fleet: LocalFleet) -> None:
-    """What was asked, what the fleet has, and what to do; nothing stays reserved."""
-    runner: Runner = TpuMultisliceRunner(pool=fleet, num_slices=3, lease_timeout_seconds=1)
+    """What was asked, what the fleet has, and what to do; nothing stays reserved. More might join a Ray cluster."""
+    cluster = RayFleet(fleet.address)
+    runner: Runner = TpuMultisliceRunner(pool=cluster, num_slices=3, lease_timeout_seconds=1)
     with pytest.raises(SliceUnavailableError) as caught:
         task(task_runner=runner)(answer)()
     text = str(caught.value)

@@ -27,6 +27,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("num_slices", [2, 0], FROM_1),
     ("num_slices", [], "or several of them such as [2, 4, 8]"),
     ("num_slices", True, FROM_1),
+    ("size_wait_seconds", -1, SECONDS),
     ("resize_after_seconds", -1, SECONDS),
     ("resize_interval_seconds", -1, SECONDS),
     ("preemptible", "perhaps", "must be True or False"),
@@ -57,6 +58,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("env", {"PYTHONHASHSEED": "-1"}, "PYTHONHASHSEED must be 'random' or a whole number from 0 to 4294967295"),
     ("jax_distributed", "perhaps", 'must be "auto", True or False'),
     ("checkpoint_root", "", "must be a directory or an fsspec URL, at least one character"),
+    ("checkpoint_root", "bogus://bucket/x", "'bogus' is no scheme of a URL that fsspec knows, such as gs, s3, az, hf"),
+    ("checkpoint_root", "gs:/bucket/x", "a URL begins with 'gs://'; a directory of that name is './gs:/bucket/x'"),
     ("resumable", 3, "must be True or False"),
     ("max_preemptions", -1, COUNT),
     ("max_infrastructure_failures", -1, COUNT),
@@ -148,7 +151,7 @@ def test_what_is_wider_than_what_is_kept() -> None:
 
 def test_an_argument_that_there_is_not() -> None:
     """By name, with those that there are."""
-    with pytest.raises(TypeError, match=r"no argument 'num_slice'; it has .*num_slices"):
+    with pytest.raises(TypeError, match=r"no argument 'num_slice' \(is 'num_slices' meant\?\); it has .*num_slices"):
         TpuMultisliceRunner(num_slice=2)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="num_slice"):
         TpuSlicePool().runner(num_slice=2)  # type: ignore[call-arg]

@@ -44,6 +44,30 @@ def test_one_training_with_all_devices_and_one_seed(fleet: LocalFleet) -> None:
     assert others == [first] * 3
 
 
+def test_hosts_reach_each_other_past_a_proxy(fleet: LocalFleet, caplog: pytest.LogCaptureFixture) -> None:
+    """One that answers nobody changes nothing for the gang; the user's own exceptions from it stay."""
+    proxy = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "mine.example"}
+    runner: TpuMultisliceRunner[Any] = TpuMultisliceRunner(
+        pool=fleet,
+        num_slices=2,
+        env=proxy,
+        launch_timeout_seconds=15,
+        max_infrastructure_failures=0,
+        returns="process0",
+    )
+
+    @task(task_runner=runner)
+    def meet() -> tuple[int, bool]:
+        import os
+
+        import jax
+
+        return jax.process_count(), os.environ["NO_PROXY"].startswith("mine.example,localhost,127.0.0.1,")
+
+    assert meet() == (4, True)
+    assert "proxy" not in caplog.text
+
+
 def test_a_reference_whose_task_failed_is_that_tasks_error(fleet: LocalFleet) -> None:
     """Nothing is started for it."""
     fleet.connect()

@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+from prefect_tpu.core.environment import attempt_environment
 from prefect_tpu.core.errors import AlreadyInitializedError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Raised, Returned, Stage
 from prefect_tpu.core.prefect_run import PrefectRun
@@ -142,10 +143,8 @@ class _Attempt:
     def _work(self) -> Returned:
         buffers = payload.read(self.payload_file, writable=True)
         request: LaunchRequest
-        request, secret_env = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
-        # The zygote was started with the user's variables; what it imported may have changed them.
-        os.environ.update({name: one for name, one in request.gang_env.items() if name not in request.user_env})
-        os.environ.update(secret_env)
+        request, after_fork = pickle.loads(buffers[0])  # noqa: S301 - from our own agent
+        os.environ.update(attempt_environment(os.environ, request.gang_env, request.user_env, after_fork))
         _reseed()
         log_to(self.send, request.log_level)
         prefect = PrefectContext(request.prefect or PrefectRun.unknown(request.context.run_id), self.send)

@@ -36,6 +36,8 @@ def start(init: JaxInit) -> None:
     global _ours
     if init.process_id != 0:
         _wait_for_coordinator(init.coordinator_address, init.initialization_timeout_seconds)
+    # Else it warns of proxies: hosts of the gang are reached past them.
+    jax.config.update("jax_check_proxy_envs", False)  # type: ignore[no-untyped-call]
     jax.distributed.initialize(
         coordinator_address=init.coordinator_address,
         coordinator_bind_address=init.coordinator_address,  # by default all addresses of the machine

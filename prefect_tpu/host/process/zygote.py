@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from prefect_tpu.host.process import child, jax_api, jax_calls
+from prefect_tpu.host.process import child, jax_api, jax_calls, reads
 from prefect_tpu.linux import processes
 from prefect_tpu.wire.channel import receive, receive_command, send_command
 
@@ -45,17 +45,21 @@ def main(descriptor: int) -> None:
     preload: list[str] = order["preload"] if order is not None else os._exit(1)
     gc.disable()
     jax_calls.watch()
-    if not _import(preload, control):
+    with reads.watch() as looked_up:
+        failure = _import(preload)
+    if failure is not None:
+        send_command(control, event="failed", looked_up=sorted(looked_up), **failure)
         os._exit(1)
     gc.freeze()  # or the collector would write to the pages that the children share
     zygote = _Zygote(control)
-    send_command(control, event="ready", pid=os.getpid())
+    send_command(control, event="ready", pid=os.getpid(), looked_up=sorted(looked_up))
     descriptors = zygote.serve()
     gc.enable()
     child.run(*descriptors)
 
 
-def _import(modules: list[str], control: socket.socket) -> bool:
+def _import(modules: list[str]) -> dict[str, str] | None:
+    """Import them; what went wrong, if something did."""
     for name in modules:
         try:
             for one in (name, *ALONG.get(name, ())):
@@ -63,15 +67,12 @@ def _import(modules: list[str], control: socket.socket) -> bool:
             if jax_api.has_started_a_backend():
                 raise RuntimeError("importing it starts a JAX backend, which can be done only once per attempt")
         except BaseException as error:  # noqa: BLE001 - whatever a module does on import, it is told
-            send_command(
-                control,
-                event="failed",
-                module=name,
-                error=f"{type(error).__name__}: {error}"[:4_000],
-                traceback=traceback.format_exc()[-16_000:],
-            )
-            return False
-    return True
+            return {
+                "module": name,
+                "error": f"{type(error).__name__}: {error}"[:4_000],
+                "traceback": traceback.format_exc()[-16_000:],
+            }
+    return None
 
 
 @dataclass(slots=True)
