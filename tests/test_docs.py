@@ -456,6 +456,8 @@ def leaves(app: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], s
     [
         ("security.md", "## What listens", "## What is not promised", 40),
         ("your-code.md", "## How what travels", "## Modules that the hosts have", 20),
+        ("prefect-on-hosts.md", "| of Prefect |", "## The same answers", 12),
+        ("prefect-on-hosts.md", "## The same answers", "Different on purpose", 7),
     ],
 )
 def test_each_row_is_shown_by_something(page: str, begin: str, end: str, count: int) -> None:

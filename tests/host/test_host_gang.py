@@ -218,7 +218,7 @@ def test_array_over_both_hosts_names_the_way_out(hosts: list[HostSupervisor]) ->
     told = [one for one in raised if isinstance(one, Raised) and one.stage == "result"]
     assert told
     assert "['w']" in told[0].message
-    assert "process_allgather" in told[0].message
+    assert "process_allgather" in told[0].advice
 
 
 def test_failing_process_does_not_wait_for_its_peers(hosts: list[HostSupervisor]) -> None:

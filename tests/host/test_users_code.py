@@ -407,7 +407,7 @@ def test_what_the_main_program_has_is_found_too(host: HostSupervisor) -> None:
 
 @pytest.fixture
 def project(host: HostSupervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Writes files of a project and imports its `flows`; the host has none of them, nor their folder on its path."""
+    """Writes files of a project and imports its `program`; the host has none of them, nor their folder on its path."""
 
     def write(**files: str) -> Any:
         (tmp_path / "pyproject.toml").touch()
@@ -416,7 +416,7 @@ def project(host: HostSupervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             path.parent.mkdir(exist_ok=True)
             path.write_text(textwrap.dedent(text))
         importlib.invalidate_caches()
-        return importlib.import_module("flows")
+        return importlib.import_module("program")
 
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
@@ -430,8 +430,8 @@ def test_modules_that_only_the_function_imports_are_run_on_the_host(
     host: HostSupervisor, project: Callable[..., Any]
 ) -> None:
     """With all that these import, relative imports and packages among them; the driver imports none of it."""
-    flows = project(
-        flows="""
+    program = project(
+        program="""
             def fn():
                 import late
                 from package.deep import Deep
@@ -443,14 +443,14 @@ def test_modules_that_only_the_function_imports_are_run_on_the_host(
         package__in__deep="from . import base\nclass Deep(base.Base):\n    value = 20\n",
         package__in__base="class Base: ...\n",
     )
-    assert Run(host, flows.fn).value() == (121, True)
+    assert Run(host, program.fn).value() == (121, True)
     assert not {"late", "helper", "package"} & set(sys.modules)
 
 
 def test_no_class_is_there_twice(host: HostSupervisor, project: Callable[..., Any]) -> None:
     """A module that travels by value, and is imported inside the function and by what that imports, is one module."""
-    flows = project(
-        flows="""
+    program = project(
+        program="""
             from package.model import Net
 
             def fn(net):
@@ -479,15 +479,16 @@ def test_no_class_is_there_twice(host: HostSupervisor, project: Callable[..., An
                 return type(Other()).__mro__[1] is Net
         """,
     )
-    assert Run(host, flows.fn, flows.Net()).value() == (True, True, True, True, 3)
+    assert Run(host, program.fn, program.Net()).value() == (True, True, True, True, 3)
 
 
 def test_a_module_that_does_not_travel_says_what_to_do(host: HostSupervisor, project: Callable[..., Any]) -> None:
     """It is named nowhere, so nobody can know of it: the error is the same wherever hosts are."""
-    flows = project(
-        flows="def fn():\n    import importlib\n    return importlib.import_module('plug' + 'in').x\n", plugin="x = 1\n"
+    program = project(
+        program="def fn():\n    import importlib\n    return importlib.import_module('plug' + 'in').x\n",
+        plugin="x = 1\n",
     )
-    error = raised(Run(host, flows.fn))
+    error = raised(Run(host, program.fn))
     assert (error.stage, error.type_name) == ("function", "ModuleNotFoundError")
     assert "Name it in" in error.message
     assert "by_name" in error.message
@@ -495,18 +496,18 @@ def test_a_module_that_does_not_travel_says_what_to_do(host: HostSupervisor, pro
 
 def test_what_is_on_the_hosts_travels_by_its_name(host: HostSupervisor, project: Callable[..., Any]) -> None:
     """by_name: a module of the project that the hosts have is not sent, whatever cannot be pickled in it."""
-    flows = project(
-        flows="import wave\ndef fn():\n    return wave.WAVE_FORMAT_PCM, mine.held()\nimport mine\n",
+    program = project(
+        program="import wave\ndef fn():\n    return wave.WAVE_FORMAT_PCM, mine.held()\nimport mine\n",
         mine="import threading\nLOCK = threading.Lock()\ndef held():\n    return LOCK.locked()\n",
     )
-    root = pickling.project_root_of(flows.fn)
+    root = pickling.project_root_of(program.fn)
     with pytest.raises(ValueError, match=r"'LOCK' of module 'mine' -> _thread.lock.*by_name=\('mine',\)"):
-        pickling.dumps((flows.fn, (), {}), root)
-    error = raised(Run(host, flows.fn, by_name=("mine",)))
+        pickling.dumps((program.fn, (), {}), root)
+    error = raised(Run(host, program.fn, by_name=("mine",)))
     assert error.stage == "unpickle"  # which no repetition mends
     assert "by_name: module 'mine' is not installed on host" in error.message
-    path = str(Path(flows.__file__).parent)
-    assert Run(host, flows.fn, by_name=("mine",), user_env=CPU_JAX | {"PYTHONPATH": path}).value() == (1, False)
+    path = str(Path(program.__file__).parent)
+    assert Run(host, program.fn, by_name=("mine",), user_env=CPU_JAX | {"PYTHONPATH": path}).value() == (1, False)
 
 
 # -- what can be called

@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -26,7 +25,7 @@ from prefect_tpu.core.environment import attempt_environment
 from prefect_tpu.core.errors import AlreadyInitializedError
 from prefect_tpu.core.messages import Event, LaunchRequest, Phase, Raised, Returned, Stage
 from prefect_tpu.core.prefect_run import PrefectRun
-from prefect_tpu.host.process import jax_api
+from prefect_tpu.host.process import jax_api, jax_notice
 from prefect_tpu.host.process.checkpoint_record import Look, tell_finished
 from prefect_tpu.host.process.device_watch import DeviceWatch
 from prefect_tpu.host.process.endings import PythonEnd
@@ -44,8 +43,6 @@ CANCEL_SIGNAL = signal.SIGRTMIN + 7
 """Makes a cancel visible to the main thread: JAX takes SIGTERM for itself once it is initialized."""
 EXIT_CODE_CANCELLED = 128 + signal.SIGTERM
 EXIT_CODE_CUT = 1
-TELL_JAX_AGAIN_SECONDS = 0.2
-"""Of a preemption, while the function has not imported JAX."""
 
 _NOT_THE_USERS = frozenset({__file__, asyncio.runners.__file__, asyncio.base_events.__file__})
 
@@ -241,7 +238,10 @@ class _Attempt:
             case "drain":
                 process.tell_drain(command["draining_slices"], command["seconds_left"])
                 if command["tell_jax"]:
-                    threading.Thread(target=self._tell_jax, name="prefect-tpu-preemption", daemon=True).start()
+                    told = (self.gang.context, self.ends, self._has_sigterm_handler)
+                    threading.Thread(
+                        target=jax_notice.tell, args=told, name="prefect-tpu-preemption", daemon=True
+                    ).start()
             case "offer":
                 process.offer_more_slices(command["there"])
             case "finish":
@@ -249,21 +249,6 @@ class _Attempt:
             case "cut":
                 self._cut(command["why"])
         return True
-
-    def _tell_jax(self) -> None:
-        """JAX's preemption service, as soon as the function has imported JAX, if it does."""
-        assert self.gang is not None
-        context = self.gang.context
-        while context.draining and not self.ends.is_set():
-            # A function that handles SIGTERM itself keeps its handler: JAX's would take its place.
-            alone = not context.jax_distributed and signal.getsignal(signal.SIGTERM) == self.on_cancel_signal
-            try:
-                if jax_api.tell_of_preemption(alone=alone):
-                    return
-            except Exception as error:  # noqa: BLE001 - the function can ask `draining`
-                log.warning("JAX's preemption service is not told of the notice: %s: %s", type(error).__name__, error)
-                return
-            time.sleep(TELL_JAX_AGAIN_SECONDS)
 
     def _cancel(self) -> None:
         if self.stage in ("environment", "jax"):
@@ -273,7 +258,7 @@ class _Attempt:
             if not self._has_peers():
                 self.finish.set()
             return
-        if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:  # else the function handles it itself
+        if not self._has_sigterm_handler():
             signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
 
     def _cut(self, why: str) -> NoReturn:
@@ -282,6 +267,10 @@ class _Attempt:
         if running:
             log.warning("its end was cut, as %s: %s had not ended; what it had not finished is lost", why, running)
         os._exit(self.exit_code or EXIT_CODE_CUT)
+
+    def _has_sigterm_handler(self) -> bool:
+        """The function handles SIGTERM itself."""
+        return signal.getsignal(signal.SIGTERM) != self.on_cancel_signal
 
     def on_cancel_signal(self, *_: Any) -> None:
         if not self.cancel_raised and not self.ends.is_set():
@@ -298,7 +287,7 @@ class _Attempt:
 
     def reset_signals(self) -> None:
         """In what the function forks: SIGTERM ends a process, as everywhere else."""
-        if signal.getsignal(signal.SIGTERM) == self.on_cancel_signal:
+        if not self._has_sigterm_handler():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.release_sigterm()
 
