@@ -29,7 +29,7 @@ def project_root_of(fn: Callable[..., Any]) -> Path | None:
     or an object that can be called, the first part counts that is not installed. None for an installed function.
     """
     for file in _files_of(fn):
-        if file is None or not os.path.exists(file):
+        if file is None or not (os.path.exists(file) or _is_imported(file)):
             return _root_of_working_directory()
         path = Path(file).resolve()
         if not is_installed(path):
@@ -119,6 +119,11 @@ def _files_of(fn: Any) -> Iterator[str | None]:
         yield file
     elif module == "__main__" or code is not None:
         yield None
+
+
+def _is_imported(file: str) -> bool:
+    """Whether it is a module's, which may be gone since; cells of a notebook have names of files that never were."""
+    return any(getattr(one, "__file__", None) == file for one in list(sys.modules.values()))
 
 
 def _root_of_working_directory() -> Path | None:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import prefect
-import pytest
 from prefect import allow_failure, flow, unmapped
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.futures import wait
 from prefect.utilities.annotations import quote
 
-from prefect_tpu import ConfigurationError
 from tests.conformance.conftest import Side, by_runner, note, noted, until_there
 from tests.prefect_runs import run_and_state, task_runs
 
@@ -179,8 +177,8 @@ def test_tasks_that_submit_themselves(side: Side) -> None:
     assert recursive() == 3
 
 
-def test_a_task_called_by_a_task_runs_unless_that_one_is_on_a_host(side: Side) -> None:
-    """Hosts have no Prefect API: the error says so, and that the flow is the place."""
+def test_a_task_called_by_a_task_runs(side: Side) -> None:
+    """On a host it is its plain function: no Prefect API is needed for it."""
     inner = prefect.task(add)
 
     def outer() -> Any:
@@ -192,11 +190,7 @@ def test_a_task_called_by_a_task_runs_unless_that_one_is_on_a_host(side: Side) -
     def nested() -> Any:
         return task.submit().result()
 
-    if not side.gangs:
-        assert nested() == 3
-        return
-    with pytest.raises(ConfigurationError, match="Hosts have no Prefect API: do this in the flow"):
-        nested()
+    assert nested() == 3
 
 
 def test_subflows_with_their_own_and_with_the_same_runner(side: Side) -> None:

@@ -152,13 +152,13 @@ def test_retry_condition_and_delays_keep_their_meaning(one_slice: Runner, client
     assert run.run_count == 3
 
 
-def test_a_cache_hit_reserves_nothing(fleet: LocalFleet, tmp_path: Path) -> None:
+def test_a_cache_hit_reserves_nothing(fleet: LocalFleet, client: SyncPrefectClient, tmp_path: Path) -> None:
     """While another gang holds every slice, a cached call returns at once; another shape is no hit."""
     both: Runner = TpuMultisliceRunner(pool=fleet, num_slices=2, jax_distributed=False)
-    impatient: Runner = TpuMultisliceRunner(pool=fleet, num_slices=1, jax_distributed=False, lease_timeout_seconds=1)
+    one: Runner = TpuMultisliceRunner(pool=fleet, num_slices=1, jax_distributed=False)
     marker = tmp_path / "holding"
 
-    @task(task_runner=impatient, cache_policy=INPUTS, result_storage_key=None, persist_result=True)
+    @task(task_runner=one, cache_policy=INPUTS, result_storage_key=None, persist_result=True)
     def cached(x: str) -> str:
         return x.upper()
 
@@ -172,27 +172,27 @@ def test_a_cache_hit_reserves_nothing(fleet: LocalFleet, tmp_path: Path) -> None
             time.sleep(0.05)
 
     @flow
-    def hits() -> tuple[Any, Any]:
+    def hits() -> tuple[Any, Any, Any]:
         value = str(tmp_path)
         first = cached(value)
         holding = hold.submit(str(marker))
         eventually(marker.exists, "the other gang holds the slices")
         try:
             second = cached(value, return_state=True)  # type: ignore[call-overload]
-            shaped = impatient_nested(value, return_state=True)
+            shaped = nested.submit(value)
+            waits = "waiting for 1 free v4 2x2x2 slices"
+            assert log_messages(client, shaped.task_run_id, waits), "another shape is not served"
         finally:
             marker.unlink()
             holding.wait()
         assert second.name == "Cached"
-        assert shaped.is_failed()
-        return first, second.result()
+        return first, second.result(), shaped.result()
 
-    nested: Runner = TpuMultisliceRunner(
-        pool=fleet, num_slices=1, jax_distributed=False, lease_timeout_seconds=1, flatten=False
-    )
-    impatient_nested: Any = cached.with_options(task_runner=nested)  # type: ignore[call-arg]
-    first, second = hits()
+    per_slice: Runner = TpuMultisliceRunner(pool=fleet, num_slices=1, jax_distributed=False, flatten=False)
+    nested: Any = cached.with_options(task_runner=per_slice)  # type: ignore[call-arg]
+    first, second, shaped = hits()
     assert first == second == [str(tmp_path).upper()] * 2
+    assert shaped == [first]
 
 
 def test_gangs_wait_in_order_and_say_so(fleet: LocalFleet, client: SyncPrefectClient, tmp_path: Path) -> None:
