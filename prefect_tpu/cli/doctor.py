@@ -123,7 +123,7 @@ def _prefect_api() -> Iterator[Finding]:
         yield Finding(
             "Prefect API",
             None,
-            "PREFECT_API_URL is not set: each run starts a server of its own, which forgets",
+            "PREFECT_API_URL is not set: each program starts a server for itself; runs are kept in Prefect's database",
             "prefect config set PREFECT_API_URL=http://HOST:4200/api",
         )
         return

@@ -175,7 +175,7 @@ def _user_error(hosts: Sequence[HostEvidence], culprits: Sequence[HostEvidence])
     raised = culprits[0].raised
     assert raised is not None
     late = any(one.raised is not None and NO_FIRST_COLLECTIVE in one.raised.message for one in hosts)
-    others = "" if len(culprits) == 1 else f" (and {len(culprits) - 1} more hosts)"
+    others = "" if len(culprits) == 1 else f" (and {len(culprits) - 1} more host{'s' if len(culprits) > 2 else ''})"
     did, resolution = _did(raised)
     cause = f"{culprits[0].label} {did}{others}{f'; {MEET_FIRST}' if late else ''}"
     return _verdict(Kind.USER_ERROR, hosts, culprits, cause, resolution)

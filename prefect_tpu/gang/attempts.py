@@ -28,7 +28,7 @@ from prefect_tpu.gang.observer import Observer
 from prefect_tpu.gang.plan import GangPlan
 from prefect_tpu.leases.lease import GangLease
 from prefect_tpu.leases.slices import GangSlices
-from prefect_tpu.wire import failures, pickling
+from prefect_tpu.wire import failures, pickling, project
 
 log = logging.getLogger("prefect_tpu.gang")
 
@@ -119,6 +119,7 @@ class Attempts:
         """
         plan = self.plan
         shape = plan.resolve()
+        project.check_by_name(plan.options.by_name)
         payload = pickling.dumps(
             (call.fn, call.args, call.kwargs),
             project_root=pickling.project_root_of(call.fn),

@@ -32,7 +32,9 @@ KEEP_TRYING_SECONDS = 600.0
 REQUEST_TIMEOUT_SECONDS = 10.0
 """For one call to Prefect's API."""
 EXIT_FLUSH_SECONDS = 5.0
-"""How long the end of the process waits for what is not written yet."""
+"""How long the end of the process waits for the next of what is not written yet."""
+EXIT_LONGEST_SECONDS = 60.0
+"""And for all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +131,26 @@ class Publisher:
 
     def close(self) -> None:
         """At the end of the process."""
-        if not self.flush(EXIT_FLUSH_SECONDS):
-            self.dropped += len(self._waiting) + self._busy
+        give_up = time.monotonic() + EXIT_LONGEST_SECONDS
+        left = self._left()
+        while not self.flush(EXIT_FLUSH_SECONDS):
+            before, left = left, self._left()
+            if left >= before or time.monotonic() > give_up:
+                self.dropped += left
+                break
         if self.dropped:
-            log.warning("%d artifacts could not be written to Prefect", self.dropped)
+            logging.raiseExceptions = False  # the streams of a process that ends may be closed already
+            log.warning(
+                "%d artifacts could not be written to Prefect: its API did not take them before this process ended "
+                "(it has %g s for the next one, and %g s for all)",
+                self.dropped,
+                EXIT_FLUSH_SECONDS,
+                EXIT_LONGEST_SECONDS,
+            )
+
+    def _left(self) -> int:
+        with self._changed:
+            return len(self._waiting) + self._busy
 
     def _work(self) -> None:
         while True:

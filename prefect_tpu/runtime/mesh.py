@@ -33,6 +33,9 @@ def mesh(axis_names: Sequence[str], ici_shape: Sequence[int], dcn_shape: Sequenc
     import jax
     import numpy
 
+    for name, given in (("axis_names", axis_names), ("ici_shape", ici_shape), ("dcn_shape", dcn_shape)):
+        if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
+            raise ConfigurationError(f"{name} must be a tuple, one entry for each axis of the mesh, got {given!r}")
     names, ici = tuple(axis_names), tuple(ici_shape)
     dcn = (context.num_slices, *(1,) * (len(ici) - 1)) if dcn_shape is None else tuple(dcn_shape)
     slices = _devices_by_slice(jax.devices(), context)

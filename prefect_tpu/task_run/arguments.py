@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from prefect.tasks import TaskOptions
+
 from prefect_tpu.core.gang import sizes_of
 from prefect_tpu.fleets.fleet import Fleet
 from prefect_tpu.options.check import check_given, refused
@@ -57,6 +59,8 @@ class Given:
             known = ["flatten", "returns", *RunnerOptions.__annotations__]
             near = difflib.get_close_matches(unknown[0], known, 1)
             meant = f" (is {near[0]!r} meant?)" if near else ""
+            if unknown[0] in TaskOptions.__annotations__:
+                meant = f" (it belongs to the task: @task(task_runner=..., {unknown[0]}=...))"
             raise TypeError(f"TpuMultisliceRunner() has no argument {unknown[0]!r}{meant}; it has {', '.join(known)}")
         rest = dict(options)
         pool = rest.pop("pool", None)

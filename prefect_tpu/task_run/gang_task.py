@@ -15,6 +15,7 @@ from prefect.utilities.callables import get_call_parameters
 from prefect_tpu import prefect_api
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.core.text import clean
+from prefect_tpu.task_run.arguments import RunnerOptions
 from prefect_tpu.task_run.cache import with_gang_shape
 from prefect_tpu.task_run.checkpoint_dirs import CheckpointKey, check_checkpoint_key
 from prefect_tpu.task_run.crashes import GangCrash, end_of_call
@@ -115,7 +116,9 @@ class GangTask(Task[P, R]):
         known -= {"self", "fn", "task_kwargs"}
         unknown = sorted(set(options) - known)
         if unknown:
-            raise TypeError(f"with_options() got unknown options {unknown}; known: {sorted(known)}")
+            runners = ", ".join(f"{name}=..." for name in unknown if name in RunnerOptions.__annotations__)
+            way_out = f" (of a runner: task_runner=TpuMultisliceRunner({runners}))" if runners else ""
+            raise TypeError(f"with_options() got unknown options {unknown}{way_out}; known: {sorted(known)}")
         merged = plain.with_options(**options)
         runner = runner_for(task_runner) if task_runner is not None else self.task_runner
         key = checkpoint_key if checkpoint_key is not None else self.checkpoint_key

@@ -18,8 +18,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.wire.modules import WAITING, ByName, HostModule, LeftBehind, Source
+from prefect_tpu.wire.unpicklable import CannotPickleError
 
 MAIN = "__main__"
 PAYLOAD_VARIABLE = "_PREFECT_TPU_PAYLOAD"
@@ -101,7 +101,7 @@ def check_by_name(modules: Sequence[str]) -> None:
     """Before anything is unpickled: the hosts have what the driver sends names of.
 
     Raises:
-        ConfigurationError: they have not.
+        CannotPickleError: they have not.
     """
     if not _here.on_host:
         return
@@ -111,9 +111,9 @@ def check_by_name(modules: Sequence[str]) -> None:
         except ImportError:
             found = False
         if not found:
-            raise ConfigurationError(
-                f"by_name: module {name!r} is not installed on host {socket.gethostname()}. Install it there (or by "
-                "runtime_env), or take it out of by_name, so that it travels by value"
+            raise CannotPickleError(
+                f"by_name: module {name!r} is not installed on host {socket.gethostname()}",
+                "install it there (or by runtime_env), or take it out of by_name, so that it travels by value",
             )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
+import importlib.util
 import inspect
 import os
 import sys
@@ -12,6 +14,8 @@ import types
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
+
+from prefect_tpu.core.errors import ConfigurationError
 
 PROJECT_MARKERS = ("pyproject.toml", "prefect.yaml", "setup.py", ".git")
 _INSTALLED_PARTS = frozenset({"site-packages", "dist-packages"})
@@ -42,6 +46,26 @@ def is_installed(file: Path) -> bool:
     return not _INSTALLED_PARTS.isdisjoint(file.parts) or any(
         directory in file.parents for directory in _STANDARD_LIBRARY
     )
+
+
+def check_by_name(modules: Sequence[str]) -> None:
+    """Names of modules that the hosts are said to have are those of modules that there are.
+
+    Raises:
+        ConfigurationError: this process has no such module.
+    """
+    for name in modules:
+        try:
+            there = name in sys.modules or importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError):
+            there = False
+        if not there:
+            near = difflib.get_close_matches(name, list(sys.modules), 1)
+            meant = f" (is {near[0]!r} meant?)" if near else ""
+            raise ConfigurationError(
+                f"by_name: there is no module {name!r} in this process{meant}. It takes names of modules as they are "
+                "imported, of the flow's project, that the hosts have installed"
+            )
 
 
 class ProjectModules:

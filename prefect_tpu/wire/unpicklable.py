@@ -52,6 +52,7 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
     tries = MAX_TRIES
     seen: set[int] = set()
     culprit, reason = obj, error
+    whole = ""
     while len(path) < MAX_DEPTH and not (isinstance(reason, RefusedError) and reason.culprit is culprit):
         seen.add(id(culprit))
         for name, part in parts(culprit, top=not path):
@@ -62,6 +63,7 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
             if failure is not None:
                 path.append(name)
                 module = _module_of(culprit) or _module_of(part) or module
+                whole = culprit.__name__ if isinstance(culprit, types.ModuleType) else whole
                 culprit, reason = part, failure
                 break
         else:
@@ -72,6 +74,8 @@ def explain(obj: Any, error: Exception, attempt: Callable[[Any], Exception | Non
         detail, advice = reason.what, reason.advice
     else:
         detail, advice = f"{type(reason).__name__}: {reason}", OPEN_THERE if _is_call(obj) else ""
+    if whole and _is_call(obj):
+        advice += f"; or import what the function uses alone: from {whole} import ..."
     if module is not None and _is_call(obj):
         by_name = f"install module {module!r} on the hosts and send its name: by_name=({module!r},)"
         advice = f"{advice}; or {by_name}" if advice else by_name

@@ -185,18 +185,19 @@ def test_wrong_mesh_shapes_say_what_there_is(hosts: list[HostSupervisor]) -> Non
         from prefect_tpu.core.errors import ConfigurationError
 
         told = []
-        for names, ici, dcn in [(["a"], (4,), None), (["a"], (2,), (3,)), (["a", "b"], (2,), None)]:
+        for names, ici, dcn in [(["a"], (4,), None), (["a"], (2,), (3,)), (["a", "b"], (2,), None), ("a", 2, None)]:
             try:
                 runtime.mesh(names, ici, dcn)
             except ConfigurationError as error:
                 told.append(str(error))
         return told
 
-    first, second, third = values(launch(hosts, fn))[0]
+    first, second, third, fourth = values(launch(hosts, fn))[0]
     assert "ici_shape (4,) needs 4 devices per slice" in first
     assert "there are 2 devices per slice and 2 slices" in first
     assert "dcn_shape (3,) needs 3 slices" in second
     assert "must be of one length" in third
+    assert fourth == "axis_names must be a tuple, one entry for each axis of the mesh, got 'a'"
 
 
 def test_array_over_both_hosts_names_the_way_out(hosts: list[HostSupervisor]) -> None:

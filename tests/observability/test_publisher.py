@@ -121,6 +121,24 @@ def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.flush(20)
 
 
+def test_the_end_of_a_process_waits_as_long_as_something_is_written(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow machine loses nothing: what is bounded is the wait for the next one."""
+    monkeypatch.setattr(publisher, "EXIT_FLUSH_SECONDS", 1.5)
+    slots, one = [make_slot() for _ in range(6)], Publisher()
+
+    def version() -> Version:
+        time.sleep(0.5)
+        return Version("late", "")
+
+    for slot in slots:
+        one.publish(slot, version)
+    one.close()
+    assert one.dropped == 0
+    assert [artifact.data for slot in slots for artifact in found(client, slot)] == ["late"] * 6
+
+
 SCRIPT = """
 import logging, sys, time
 from uuid import uuid4

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prefect_tpu import ConfigurationError, RayFleet, TpuMultisliceRunner, TpuSlicePool
+from prefect_tpu import ConfigurationError, RayFleet, TpuMultisliceRunner, TpuSlicePool, task
 from prefect_tpu.core.secrets import NAMES_ONLY, shown
 from prefect_tpu.options.gang import GangOptions
 from prefect_tpu.options.given import GivenOptions, PoolOptions
@@ -155,6 +155,15 @@ def test_an_argument_that_there_is_not() -> None:
         TpuMultisliceRunner(num_slice=2)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="num_slice"):
         TpuSlicePool().runner(num_slice=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"no argument 'retries' \(it belongs to the task: @task\(task_runner"):
+        TpuMultisliceRunner(retries=3)  # type: ignore[call-overload]
+
+
+def test_an_option_of_the_runner_is_none_of_the_task() -> None:
+    """Where it is written is in the error."""
+    fn = task(task_runner=TpuMultisliceRunner())(lambda: 1)  # type: ignore[var-annotated]
+    with pytest.raises(TypeError, match=r"num_slices.\] \(of a runner: task_runner=TpuMultisliceRunner\(num_slices"):
+        fn.with_options(num_slices=2)
 
 
 def test_a_fleets_class_is_no_pool() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import pickle
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.wire import payload, pickling
+from prefect_tpu.wire.project import check_by_name
 
 
 def in_another_process(code: str, stdin: bytes, cwd: Path) -> bytes:
@@ -238,6 +240,45 @@ def test_one_piece_of_advice_and_the_right_one() -> None:
     told = named((fn, (jax.devices()[0],), {}))
     assert told.endswith(". Build meshes and shardings on the hosts, with prefect_tpu.runtime.mesh.")
     assert "inside the function" not in told
+
+
+def test_a_function_alone_or_its_whole_module(project: Path) -> None:
+    """The error says that the first is enough."""
+    (project / "userpackage" / "locks.py").write_text(
+        "import threading\nLOCK = threading.Lock()\ndef pure(x):\n    return x + 1\n"
+    )
+    (project / "uselocks.py").write_text(
+        "from userpackage import locks\nfrom userpackage.locks import pure\n"
+        "def whole():\n    return locks.pure(1)\ndef alone():\n    return pure(1)\n"
+    )
+    uselocks = importlib.import_module("uselocks")
+    try:
+        with pytest.raises(ConfigurationError) as caught:
+            pickling.dumps((uselocks.whole, (), {}), project)
+        assert "variable 'LOCK' of module 'userpackage.locks'" in str(caught.value)
+        assert "or import what the function uses alone: from userpackage.locks import ..." in str(caught.value)
+        data = b"".join(map(bytes, pickling.dumps(uselocks.alone, project)))
+        assert in_another_process("import pickle; print(pickle.loads(data)())", data, Path("/")) == b"2"
+    finally:
+        for name in ("uselocks", "userpackage.locks"):
+            sys.modules.pop(name, None)
+
+
+def test_open_files(tmp_path: Path) -> None:
+    """Text that is open for reading travels as its content; what is open in another way is named."""
+    (tmp_path / "data.txt").write_text("hello")
+    with open(tmp_path / "data.txt") as text:
+        assert pickling.loads(pickling.dumps(text)).read() == "hello"
+    for mode in ("rb", "w"):
+        with open(tmp_path / "other.txt", "w" if mode == "w" else "ab"), open(tmp_path / "other.txt", mode) as file:
+            assert "['a'] -> _io." in named({"a": file})
+
+
+def test_by_name_takes_names_of_modules_that_there_are() -> None:
+    """A misspelt one would change nothing."""
+    check_by_name(["json", "email.mime.text"])
+    with pytest.raises(ConfigurationError, match=r"no module 'pickel' in this process \(is 'pickle' meant\?\)"):
+        check_by_name(["pickel"])
 
 
 def test_error_for_something_that_contains_itself() -> None:

@@ -183,7 +183,7 @@ class _Attempt:
             buffers = pickling.dumps(result, known=self.classes)
         except unpicklable.CannotPickleError as error:
             self.stage = "result"
-            raise unpicklable.CannotPickleError(f"the result {error.what}", error.advice) from error
+            raise unpicklable.CannotPickleError(f"the result {error.what}", error.advice) from None
         self.stage = "transfer"
         size = payload.write(self.result_file, buffers)
         payload.seal(self.result_file)
