@@ -21,6 +21,7 @@ from prefect_tpu.wire import (
     named,
     pytrees,
     reducers,
+    singletons,
     tasks,
 )
 from prefect_tpu.wire.late_imports import LateImports
@@ -60,6 +61,16 @@ class _Late:
 
 class _ByNameCheck:
     """Stands before what was sent: the hosts look whether they have what travels by name."""
+
+
+class _Registration:
+    """Of a class that the hosts have, by the user."""
+
+    def __init__(self, cls: type, registration: tuple[str, tuple[Any, ...]]) -> None:
+        self.reduced = cls.__module__, cls.__qualname__, registration
+
+    def __reduce__(self) -> Any:
+        return _registered, self.reduced
 
 
 class _Whole:
@@ -107,7 +118,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(obj, _Namespace):
             return obj.reduced
         elif isinstance(obj, Sent):
-            return host_modules.first_then, (_ByNameCheck(), obj.obj, _Late())
+            return host_modules.first_then, ((_ByNameCheck(), self._of_installed_classes()), obj.obj, _Late())
         elif isinstance(obj, _ByNameCheck):
             return host_modules.check_by_name, (self._modules.by_name,)
         elif isinstance(obj, _Late):
@@ -124,6 +135,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         else:
             reduced = (
                 named.reduce_named(obj, self._modules)
+                or singletons.reduce_singleton(obj, self._modules)
+                or singletons.reduce_of_argparse(obj)
                 or tasks.reduce_prefect(obj)
                 or reducers.reduce_jax(obj)
                 or reducers.reduce_ray(obj, self._fetch)
@@ -133,6 +146,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
     # -- classes
+
+    def _of_installed_classes(self) -> list[_Registration]:
+        """What the project has registered with JAX that is not its own: the function may come by it anywhere."""
+        return [
+            _Registration(cls, found)
+            for cls, found in pytrees.registered_by(lambda name: name in self._modules or name == host_modules.MAIN)
+            if cls.__module__ not in self._modules and not cloudpickle_api.is_dynamic(cls)
+        ]
 
     def _reduce_class(self, cls: type) -> Any:
         of_driver = self._class_of_driver(cls) if self._class_of_driver is not None else None

@@ -62,8 +62,31 @@ def rebuild(raised: Raised | None) -> BaseException | None:
         return None
     if not isinstance(error, BaseException):
         return None
+    if not _speaks(error, raised.message):
+        return None
     error.__cause__ = RemoteTraceback(raised.traceback)
     return error
+
+
+def _speaks(error: BaseException, message: str) -> bool:
+    """Whether it can be shown; it gets the text that it had on its host, if its class asks what did not travel."""
+    cls: Any = type(error)
+    try:
+        str(error)
+        repr(error)
+    except Exception:  # noqa: BLE001 - the user's class
+        own = {
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__slots__": (),
+            "__str__": lambda _: message,
+            "__repr__": lambda _: f"{cls.__name__}({message!r})",
+        }
+        try:
+            error.__class__ = type(cls)(cls.__name__, (cls,), own)
+        except Exception:  # noqa: BLE001 - a metaclass, or a layout of its own
+            return False
+    return True
 
 
 def _steers(error: BaseException) -> bool:

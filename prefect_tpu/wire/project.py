@@ -28,7 +28,8 @@ _OWN_PACKAGE = __name__.partition(".")[0]
 def project_root_of(fn: Callable[..., Any]) -> Path | None:
     """The directory whose modules travel by value together with `fn`.
 
-    It is the nearest directory above the function's file that holds one of `PROJECT_MARKERS`, else the file's own.
+    It is the nearest directory above the function's file that holds one of `PROJECT_MARKERS`, else the file's own, or
+    that above the packages that the file is in.
     For what was typed in (a REPL, a notebook) the working directory is taken for the file's. Of a partial, a method
     or an object that can be called, the first part counts that is not installed. None for an installed function.
     """
@@ -37,8 +38,21 @@ def project_root_of(fn: Callable[..., Any]) -> Path | None:
             return _root_of_working_directory()
         path = Path(file).resolve()
         if not is_installed(path):
-            return _marked_above(path) or path.parent
+            return _marked_above(path) or _above_packages(path, fn)
     return None
+
+
+def _above_packages(file: Path, fn: Any) -> Path:
+    """Where imports begin: above what has an `__init__.py`, and above the package by whose name it was imported."""
+    folder = file.parent
+    while (folder / "__init__.py").exists():
+        folder = folder.parent
+    package = getattr(sys.modules.get(getattr(fn, "__module__", "")), "__package__", None) or ""
+    for part in reversed(package.split(".") if package else []):
+        if folder.name != part:
+            break
+        folder = folder.parent
+    return folder
 
 
 def is_installed(file: Path) -> bool:

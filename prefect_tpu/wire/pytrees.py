@@ -6,6 +6,7 @@ import dataclasses
 import operator
 import sys
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefect_tpu.core.errors import ConfigurationError
@@ -46,6 +47,21 @@ def registration(cls: type, *, by_value: bool = True) -> tuple[str, tuple[Any, .
     if hasattr(cls, "tree_flatten_with_keys"):
         return "register_pytree_with_keys", (operator.methodcaller("tree_flatten_with_keys"), unflatten, flatten)
     return "register_pytree_node", (flatten, unflatten)
+
+
+def registered_by(is_users: Callable[[str | None], bool]) -> Iterator[tuple[type, tuple[str, tuple[Any, ...]]]]:
+    """Classes that functions of the user's modules were registered for, and how.
+
+    Args:
+        is_users: whether a module is.
+    """
+    for cls, entry in list(getattr(sys.modules.get(_TREE_UTIL), "_registry", {}).items()):
+        if isinstance(cls, type) and any(
+            is_users(getattr(one, "__module__", None)) for one in (entry.to_iter, entry.from_iter)
+        ):
+            found = registration(cls, by_value=False)
+            if found is not None:
+                yield cls, found
 
 
 def register(cls: type, how: str, what: tuple[Any, ...]) -> None:

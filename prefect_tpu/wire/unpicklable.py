@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from prefect_tpu.core.errors import ConfigurationError
 from prefect_tpu.wire.cloudpickle_api import global_names
+from prefect_tpu.wire.project import is_installed
 
 MAX_DEPTH = 12
 MAX_TRIES = 2_000
@@ -91,7 +94,13 @@ def _module_of(obj: Any) -> str | None:
     """The module, which can be imported, whose function, class or variable it is."""
     found = obj.__name__ if isinstance(obj, types.ModuleType) else getattr(obj, "__module__", None)
     defines = isinstance(obj, types.ModuleType | types.FunctionType | type)
-    return found if defines and found != "__main__" else None
+    return found if defines and isinstance(found, str) and found != "__main__" and not _is_installed(found) else None
+
+
+def _is_installed(name: str) -> bool:
+    """Hosts have it in any case, or it is not the user's to install."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is None or is_installed(Path(file))
 
 
 def parts(obj: Any, *, top: bool = False) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import datetime
@@ -95,6 +96,11 @@ jax.tree_util.register_pytree_node(
 )
 
 
+jax.tree_util.register_pytree_node(
+    collections.UserDict, lambda one: (tuple(one.values()), None), lambda _, children: collections.UserDict()
+)
+
+
 def test_registrations_of_installed_classes_travel(host: HostSupervisor) -> None:
     """The class goes by its name; who has registered it is a file that hosts do not have."""
 
@@ -102,6 +108,26 @@ def test_registrations_of_installed_classes_travel(host: HostSupervisor) -> None
         return int(jax.jit(lambda one: one.width + 1)(given))
 
     assert Run(host, fn, textwrap.TextWrapper(70)).value() == 71
+
+
+def test_registrations_travel_however_the_function_comes_by_the_class(host: HostSupervisor) -> None:
+    """Through its module, for one."""
+
+    def fn() -> int:
+        return len(jax.tree.leaves(collections.UserDict(a=1, b=2)))
+
+    assert Run(host, fn).value() == 2
+
+
+class Attributes(dict[str, Any]):
+    """As many configurations have it: each name is a key."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_a_result_that_answers_to_no_name(host: HostSupervisor) -> None:
+    """JAX would ask it whether it can be waited for."""
+    assert Run(host, lambda: Attributes(loss=1)).value() == {"loss": 1}
 
 
 def test_registrations_of_pytrees_travel(host: HostSupervisor) -> None:
@@ -631,6 +657,30 @@ class Of(ExceptionGroup):
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
+
+
+class Answered(Exception):  # noqa: N818
+    def __init__(self, response: Any) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"the server said {self.response.code}"
+
+
+def test_an_exception_whose_text_needs_what_does_not_travel(host: HostSupervisor) -> None:
+    """It is of its class, with the text that it had: who shows it, as Prefect does, must not fail."""
+
+    def fn() -> None:
+        import threading
+        import types
+
+        raise Answered(types.SimpleNamespace(code=503, lock=threading.Lock()))
+
+    error = failures.rebuild(raised(Run(host, fn)))
+    assert isinstance(error, Answered)
+    assert (type(error).__name__, str(error)) == ("Answered", "the server said 503")
+    assert repr(error) == "Answered('the server said 503')"
 
 
 def test_exceptions_arrive_as_they_were(host: HostSupervisor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import functools
 import importlib
 import pickle
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from enum import Enum
 from pathlib import Path
 
@@ -59,6 +62,62 @@ def test_project_root_is_the_nearest_directory_with_a_marker(project: Path, tmp_
     assert pickling.project_root_of(textwrap.dedent) is None  # the standard library is on the hosts
     assert pickling.project_root_of(cloudpickle.dumps) is None
     assert pickling.project_root_of(eval("lambda: None")) == Path(__file__).parents[2]  # the file that has made it
+
+
+def test_without_a_marker_the_project_begins_above_its_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m app.cli.main` in an image without pyproject.toml: what it imports of `app` is the project's."""
+    for folder in ("app", "app/cli", "spaces/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    for package in ("app", "app/cli"):
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "app" / "lib.py").write_text("def f():\n    return 4\n")
+    (tmp_path / "app" / "cli" / "run.py").write_text("from ..lib import f\ndef fn():\n    return f()\n")
+    (tmp_path / "spaces" / "deep" / "one.py").write_text("def fn():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run, one = importlib.import_module("app.cli.run"), importlib.import_module("spaces.deep.one")
+    try:
+        assert pickling.project_root_of(run.fn) == tmp_path
+        assert pickling.project_root_of(one.fn) == tmp_path
+        (stream,) = pickling.dumps(run.fn, pickling.project_root_of(run.fn))
+        assert in_another_process("import pickle; print(pickle.loads(data)())", bytes(stream), Path("/")) == b"4"
+    finally:
+        for name in ("app", "app.lib", "app.cli", "app.cli.run", "spaces", "spaces.deep", "spaces.deep.one"):
+            sys.modules.pop(name, None)
+
+
+@dataclasses.dataclass
+class Options:
+    """With a default that there is not, and one that is made."""
+
+    rate: float
+    tags: list[str] = dataclasses.field(default_factory=list)
+
+
+def test_what_is_known_by_being_it_is_the_same_there() -> None:
+    """`dataclasses.MISSING`: else a subclass that is made on the host would take it for a default."""
+
+    def fn() -> tuple[list[str], list[str]]:
+        @dataclasses.dataclass
+        class More(Options):
+            pass
+
+        required = [one.name for one in dataclasses.fields(Options) if one.default is dataclasses.MISSING]
+        return required, More(1.0).tags
+
+    (stream,) = pickling.dumps(fn, Path(__file__).parents[2])
+    code = "import pickle; print(pickle.loads(data)())"
+    assert in_another_process(code, bytes(stream), Path("/")) == b"(['rate', 'tags'], [])"
+
+
+def test_parsers_of_the_command_line(tmp_path: Path) -> None:
+    """What is suppressed stays so."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rate", type=float)
+    (stream,) = pickling.dumps(parser)
+    code = "import pickle; print(vars(pickle.loads(data).parse_args(['--rate', '2'])))"
+    assert in_another_process(code, bytes(stream), tmp_path) == b"{'rate': 2.0}"
 
 
 def test_every_module_of_the_project_travels_by_value(project: Path, tmp_path: Path) -> None:
@@ -279,6 +338,11 @@ def test_by_name_takes_names_of_modules_that_there_are() -> None:
     check_by_name(["json", "email.mime.text"])
     with pytest.raises(ConfigurationError, match=r"no module 'pickel' in this process \(is 'pickle' meant\?\)"):
         check_by_name(["pickel"])
+
+
+def test_an_error_advises_nobody_to_install_pythons_own_modules() -> None:
+    """A dictionary of weak references is one of those."""
+    assert "by_name" not in named((lambda: None, (weakref.WeakValueDictionary(),), {}))
 
 
 def test_error_for_something_that_contains_itself() -> None:

@@ -112,7 +112,8 @@ def wait_for_arrays(result: Any) -> None:
     """So that what JAX still computes fails as the function's own error."""
     jax = sys.modules.get("jax")
     if jax is not None:
-        jax.block_until_ready(result)
+        # Not `block_until_ready` of all of it: that asks each object, and some answer to every name.
+        jax.block_until_ready([one for one in jax.tree.leaves(result) if isinstance(one, jax.Array)])
 
 
 def is_distributed() -> bool:
