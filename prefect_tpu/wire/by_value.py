@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib
 import pickle
 import sys
 import types
@@ -61,16 +60,6 @@ class _Late:
 
 class _ByNameCheck:
     """Stands before what was sent: the hosts look whether they have what travels by name."""
-
-
-class _Registration:
-    """Of a class that the hosts have, by the user."""
-
-    def __init__(self, cls: type, registration: tuple[str, tuple[Any, ...]]) -> None:
-        self.reduced = cls.__module__, cls.__qualname__, registration
-
-    def __reduce__(self) -> Any:
-        return _registered, self.reduced
 
 
 class _Whole:
@@ -147,10 +136,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     # -- classes
 
-    def _of_installed_classes(self) -> list[_Registration]:
+    def _of_installed_classes(self) -> list[pytrees.Registration]:
         """What the project has registered with JAX that is not its own: the function may come by it anywhere."""
         return [
-            _Registration(cls, found)
+            pytrees.Registration(cls, found)
             for cls, found in pytrees.registered_by(lambda name: name in self._modules or name == host_modules.MAIN)
             if cls.__module__ not in self._modules and not cloudpickle_api.is_dynamic(cls)
         ]
@@ -162,7 +151,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if cls.__module__ not in self._modules and not cloudpickle_api.is_dynamic(cls):
             registration = pytrees.registration(cls, by_value=False) if self._class_of_driver is None else None
             if registration is not None and self._is_users(registration):
-                return _registered, (cls.__module__, cls.__qualname__, registration)
+                return pytrees.registered, (cls.__module__, cls.__qualname__, registration)
             return super().reducer_override(cls)
         self._by_value.add(cls.__module__)
         is_found = "." not in cls.__qualname__ and _is_found(cls, cls.__module__, cls.__qualname__)
@@ -275,14 +264,6 @@ def _find_class(tracker_id: str, name: str) -> type:
     found = cloudpickle_api.class_of_id(tracker_id)
     if found is None:
         raise pickle.UnpicklingError(f"class {name} came from a process that is not this one, or is gone from it")
-    return found
-
-
-def _registered(module: str, name: str, registration: tuple[str, tuple[Any, ...]]) -> Any:
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    pytrees.register(found, *registration)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import operator
 import sys
 import types
@@ -62,6 +63,25 @@ def registered_by(is_users: Callable[[str | None], bool]) -> Iterator[tuple[type
             found = registration(cls, by_value=False)
             if found is not None:
                 yield cls, found
+
+
+class Registration:
+    """Of a class that the hosts have, by the user: made again where it arrives."""
+
+    def __init__(self, cls: type, registration: tuple[str, tuple[Any, ...]]) -> None:
+        self._reduced = cls.__module__, cls.__qualname__, registration
+
+    def __reduce__(self) -> Any:
+        return registered, self._reduced
+
+
+def registered(module: str, name: str, registration: tuple[str, tuple[Any, ...]]) -> Any:
+    """A class that is installed here, once it is registered."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    register(found, *registration)
+    return found
 
 
 def register(cls: type, how: str, what: tuple[Any, ...]) -> None:
