@@ -13,16 +13,7 @@ from typing import Any
 
 import cloudpickle
 
-from prefect_tpu.wire import (
-    cloudpickle_api,
-    enums,
-    exceptions,
-    host_modules,
-    named,
-    pytrees,
-    reducers,
-    tasks,
-)
+from prefect_tpu.wire import cloudpickle_api, enums, exceptions, host_modules, models, named, pytrees, reducers, tasks
 from prefect_tpu.wire.late_imports import LateImports
 from prefect_tpu.wire.modules import WAITING, ByName, LeftBehind
 from prefect_tpu.wire.project import ProjectModules
@@ -127,6 +118,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 or tasks.reduce_prefect(obj)
                 or reducers.reduce_jax(obj)
                 or reducers.reduce_ray(obj, self._fetch)
+                or models.reduce_built(obj)
             )
             if reduced is not None:
                 return reduced
@@ -138,23 +130,36 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         of_driver = self._class_of_driver(cls) if self._class_of_driver is not None else None
         if of_driver is not None:
             return _find_class, (of_driver, cls.__qualname__)
-        if cls.__module__ not in self._modules and not cloudpickle_api.is_dynamic(cls):
+        if self._goes_by_name(cls):
             registration = pytrees.registration(cls, by_value=False) if self._class_of_driver is None else None
             if registration is not None and self._is_users(registration):
                 return _registered, (cls.__module__, cls.__qualname__, registration)
             return super().reducer_override(cls)
-        self._by_value.add(cls.__module__)
-        is_found = "." not in cls.__qualname__ and _is_found(cls, cls.__module__, cls.__qualname__)
+        if self._class_of_driver is not None and (generic := models.reduce_generic(cls, self._is_there)) is not None:
+            return generic
+        is_found = False
+        if cls.__module__ in self._modules or cls.__module__ == host_modules.MAIN or not models.is_generic(cls):
+            self._by_value.add(cls.__module__)
+            is_found = "." not in cls.__qualname__ and _is_found(cls, cls.__module__, cls.__qualname__)
         more = (pytrees.registration(cls), is_found)
         if issubclass(cls, enum.Enum):
             return (*enums.skeleton(cls), (enums.state(cls), *more), None, None, _set_enum_state)
         return (
-            *cloudpickle_api.class_skeleton(cls),
-            (cloudpickle_api.class_state(cls), *more),
+            *models.skeleton(cls),
+            (models.state(cls), *more),
             None,
             None,
             _set_class_state,
         )
+
+    def _is_there(self, cls: type) -> bool:
+        """Whether the driver, which gets a result, has the class."""
+        known = self._class_of_driver is not None and self._class_of_driver(cls) is not None
+        return known or self._goes_by_name(cls)
+
+    def _goes_by_name(self, cls: type) -> bool:
+        by_value = cls.__module__ in self._modules or cloudpickle_api.is_dynamic(cls) or models.is_generic(cls)
+        return not by_value
 
     def _is_users(self, registration: tuple[str, tuple[Any, ...]]) -> bool:
         """Whether the project may have registered a class of an installed package; hosts do not import that file."""
@@ -268,6 +273,7 @@ def _registered(module: str, name: str, registration: tuple[str, tuple[Any, ...]
 def _set_class_state(cls: type, state: tuple[Any, Any, bool]) -> None:
     attributes, registration, is_found = state
     cloudpickle_api.set_class_state(cls, attributes)
+    models.note_generic(cls)
     _conclude(cls, registration, is_found)
 
 
