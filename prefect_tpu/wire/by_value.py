@@ -17,6 +17,7 @@ from prefect_tpu.wire import (
     enums,
     exceptions,
     host_modules,
+    models,
     named,
     pytrees,
     reducers,
@@ -114,7 +115,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_late()
         elif isinstance(obj, _Whole):
             self.whole = obj.module
-            return _itself, (obj.module,)
+            return host_modules.first_then, (None, obj.module, None)
         elif isinstance(obj, BaseException):
             reduced = exceptions.reduce_exception(obj)
             if reduced is not None:
@@ -129,6 +130,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 or tasks.reduce_prefect(obj)
                 or reducers.reduce_jax(obj)
                 or reducers.reduce_ray(obj, self._fetch)
+                or models.reduce_built(obj)
             )
             if reduced is not None:
                 return reduced
@@ -147,24 +149,37 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _reduce_class(self, cls: type) -> Any:
         of_driver = self._class_of_driver(cls) if self._class_of_driver is not None else None
         if of_driver is not None:
-            return _find_class, (of_driver, cls.__qualname__)
-        if cls.__module__ not in self._modules and not cloudpickle_api.is_dynamic(cls):
+            return cloudpickle_api.find_class, (of_driver, cls.__qualname__)
+        if self._goes_by_name(cls):
             registration = pytrees.registration(cls, by_value=False) if self._class_of_driver is None else None
             if registration is not None and self._is_users(registration):
                 return pytrees.registered, (cls.__module__, cls.__qualname__, registration)
             return super().reducer_override(cls)
-        self._by_value.add(cls.__module__)
-        is_found = "." not in cls.__qualname__ and _is_found(cls, cls.__module__, cls.__qualname__)
+        if self._class_of_driver is not None and (generic := models.reduce_generic(cls, self._is_there)) is not None:
+            return generic
+        is_found = False
+        if cls.__module__ in self._modules or cls.__module__ == host_modules.MAIN or not models.is_generic(cls):
+            self._by_value.add(cls.__module__)
+            is_found = "." not in cls.__qualname__ and _is_found(cls, cls.__module__, cls.__qualname__)
         more = (pytrees.registration(cls), is_found)
         if issubclass(cls, enum.Enum):
             return (*enums.skeleton(cls), (enums.state(cls), *more), None, None, _set_enum_state)
         return (
-            *cloudpickle_api.class_skeleton(cls),
-            (cloudpickle_api.class_state(cls), *more),
+            *models.skeleton(cls),
+            (models.state(cls), *more),
             None,
             None,
             _set_class_state,
         )
+
+    def _is_there(self, cls: type) -> bool:
+        """Whether the driver, which gets a result, has the class."""
+        known = self._class_of_driver is not None and self._class_of_driver(cls) is not None
+        return known or self._goes_by_name(cls)
+
+    def _goes_by_name(self, cls: type) -> bool:
+        by_value = cls.__module__ in self._modules or cloudpickle_api.is_dynamic(cls) or models.is_generic(cls)
+        return not by_value
 
     def _is_users(self, registration: tuple[str, tuple[Any, ...]]) -> bool:
         """Whether the project may have registered a class of an installed package; hosts do not import that file."""
@@ -256,20 +271,10 @@ def _is_found(obj: Any, module: str, name: str) -> bool:
     return getattr(sys.modules.get(module), name, None) is obj
 
 
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _find_class(tracker_id: str, name: str) -> type:
-    found = cloudpickle_api.class_of_id(tracker_id)
-    if found is None:
-        raise pickle.UnpicklingError(f"class {name} came from a process that is not this one, or is gone from it")
-    return found
-
-
 def _set_class_state(cls: type, state: tuple[Any, Any, bool]) -> None:
     attributes, registration, is_found = state
     cloudpickle_api.set_class_state(cls, attributes)
+    models.note_generic(cls)
     _conclude(cls, registration, is_found)
 
 

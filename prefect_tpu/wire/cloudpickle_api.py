@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dis
 import inspect
+import pickle
 import types
 import typing
 import weakref
@@ -65,9 +67,10 @@ def set_class_state(cls: type, attributes: dict[str, Any]) -> None:
     _internals._class_setstate(cls, (attributes, {}))
 
 
-def class_skeleton(cls: type) -> tuple[Callable[..., type], tuple[Any, ...]]:
-    """What makes an empty class like `cls`."""
-    return _internals._make_skeleton_class, _internals._class_getnewargs(cls)
+def class_skeleton(cls: type, also: dict[str, Any]) -> tuple[Callable[..., type], tuple[Any, ...]]:
+    """What makes an empty class like `cls`, but for the attributes `also`."""
+    kind, name, bases, attributes, *more = _internals._class_getnewargs(cls)
+    return _internals._make_skeleton_class, (kind, name, bases, attributes | also, *more)
 
 
 def function_skeleton(function: types.FunctionType, namespace: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -114,5 +117,34 @@ def _in_class_bodies(code: types.CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             if not inner.co_flags & inspect.CO_OPTIMIZED:
-                yield from (one.argval for one in dis.get_instructions(inner) if one.opname in _LOADS_IN_CLASS_BODIES)
+                steps = list(dis.get_instructions(inner))
+                yield from (one.argval for one in steps if one.opname in _LOADS_IN_CLASS_BODIES)
+                for text, where, _, store in zip(steps, steps[1:], steps[2:], steps[3:], strict=False):
+                    if where.argval == "__annotations__" and store.opname == "STORE_SUBSCR":
+                        yield from _in_annotation(text.argval)
             yield from _in_class_bodies(inner)
+
+
+def _in_annotation(text: Any) -> Iterator[str]:
+    """Names in an annotation that is kept as its text, which pydantic evaluates when it makes the class."""
+    try:
+        parsed = ast.walk(ast.parse(text, mode="eval")) if isinstance(text, str) else ()
+    except SyntaxError:
+        return
+    for one in parsed:
+        if isinstance(one, ast.Name):
+            yield one.id
+        elif isinstance(one, ast.Constant):
+            yield from _in_annotation(one.value)
+
+
+def find_class(tracker_id: str, name: str) -> type:
+    """The class of this process that another one has by value.
+
+    Raises:
+        UnpicklingError: it came from a process that is not this one, or is gone from it.
+    """
+    found = class_of_id(tracker_id)
+    if found is None:
+        raise pickle.UnpicklingError(f"class {name} came from a process that is not this one, or is gone from it")
+    return found

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pydantic
 import pytest
 from prefect import flow, task
 
@@ -363,6 +364,83 @@ def test_members_of_enums_are_the_same_on_both_ends(host: HostSupervisor) -> Non
     assert (sizes, perm, strict) == ([Size.SMALL, Size.LARGE], Perm.RW, Strict.A)
     assert perm is Perm.RW
     assert unit is Unit.METRE
+
+
+# -- models of pydantic
+
+
+class Inner(pydantic.BaseModel):
+    width: int = 1
+
+
+class Outer(pydantic.BaseModel):
+    a: Inner
+    b: Inner
+
+
+class Left(pydantic.BaseModel):
+    right: Right | None = None
+    count: typing.Annotated[int, pydantic.Field(gt=0)] = 1
+
+
+class Right(pydantic.BaseModel):
+    left: Left | None = None
+
+
+class Unfinished(pydantic.BaseModel):
+    """Its annotation is there now, but pydantic has not looked yet."""
+
+    first: Later
+    second: Later
+
+
+class Later(pydantic.BaseModel):
+    x: int
+
+
+class Labelled(pydantic.BaseModel, typing.Generic[T]):
+    label: str
+    value: T
+
+
+@pydantic.validate_call
+def widths(a: Inner, b: Inner) -> int:
+    return a.width + b.width
+
+
+def test_models_of_pydantic_travel(host: HostSupervisor) -> None:
+    """One used twice, models that name each other, a forward reference; results are the driver's own classes."""
+
+    def fn(given: Left) -> Any:
+        with pytest.raises(pydantic.ValidationError, match=r"left\.count"):
+            Left(right={"left": {"count": 0}})  # type: ignore[arg-type]
+        outer = Outer(a={}, b={"width": "3"})  # type: ignore[arg-type]
+        return outer, Left(right=given.right), Unfinished(first={"x": 1}, second={"x": 2})  # type: ignore[arg-type]
+
+    outer, left, unfinished = Run(host, fn, Left(right=Right(left=Left()))).value()
+    assert (type(outer), outer) == (Outer, Outer(a=Inner(), b=Inner(width=3)))
+    assert type(outer.b) is Inner
+    assert (type(left), type(left.right)) == (Left, Right)
+    assert (type(unfinished), unfinished.second.x) == (Unfinished, 2)
+
+
+def test_models_inside_the_function_use_those_of_the_file(host: HostSupervisor) -> None:
+    """Named in annotations only, which are texts here; also as parameters of generic models, and of functions."""
+
+    def fn() -> Any:
+        class Here(pydantic.BaseModel):
+            outer: Outer
+            lefts: list[Left]
+
+        here = Here.model_validate({"outer": {"a": {}, "b": {}}, "lefts": [{"right": {}}]})
+        labelled = Labelled[list[Inner]](label="a", value=[{"width": 2}])  # type: ignore[list-item]
+        return here.model_dump_json(), labelled, widths({}, {"width": 4})  # type: ignore[arg-type]
+
+    text, labelled, total = Run(host, fn).value()
+    assert text == '{"outer":{"a":{"width":1},"b":{"width":1}},"lefts":[{"right":{"left":null},"count":1}]}'
+    assert type(labelled) is Labelled[list[Inner]]
+    assert labelled.value == [Inner(width=2)]
+    assert total == 5
 
 
 # -- found under their names
