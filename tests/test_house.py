@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from prefect_tpu.wire import syntax
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "prefect_tpu"
 DESIGN = (ROOT / "docs" / "design.md").read_text()
@@ -60,7 +62,7 @@ def test_long_modules_are_explained() -> None:
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda one: one.relative_to(PACKAGE).as_posix())
 def test_ray_comes_before_its_parts(file: Path) -> None:
     """`import prefect_ray` puts a lazy module in Ray's place: imported by a part of it, Ray has two `ray._private`."""
-    for scope in ast.walk(ast.parse(file.read_text())):
+    for scope in ast.walk(syntax.parse(file.read_text())):
         whole = False
         for one in scope.body if isinstance(scope, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef) else []:
             if isinstance(one, ast.Import):

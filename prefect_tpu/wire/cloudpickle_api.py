@@ -14,6 +14,8 @@ from typing import Any
 
 from cloudpickle import cloudpickle as _internals
 
+from prefect_tpu.wire import syntax
+
 _LOADS_IN_CLASS_BODIES = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _names_of_code: weakref.WeakKeyDictionary[types.CodeType, dict[str, None]] = weakref.WeakKeyDictionary()
 
@@ -128,7 +130,7 @@ def _in_class_bodies(code: types.CodeType) -> Iterator[str]:
 def _in_annotation(text: Any) -> Iterator[str]:
     """Names in an annotation that is kept as its text, which pydantic evaluates when it makes the class."""
     try:
-        parsed = ast.walk(ast.parse(text, mode="eval")) if isinstance(text, str) else ()
+        parsed = ast.walk(syntax.parse(text, "eval")) if isinstance(text, str) else ()
     except SyntaxError:
         return
     for one in parsed:

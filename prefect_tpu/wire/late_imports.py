@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
+from prefect_tpu.wire import syntax
 from prefect_tpu.wire.modules import Source
 from prefect_tpu.wire.project import ProjectModules
 
@@ -131,7 +132,7 @@ def _imports_in(source: Source, name: str) -> tuple[str, ...]:
 def _named_in(source: Source, name: str) -> Iterator[str]:
     package = name if source.is_package else name.rpartition(".")[0]
     try:
-        tree = ast.parse(source.text or "")
+        tree = syntax.parse(source.text or "")
     except SyntaxError:
         return  # it is said where it is imported
     for node in ast.walk(tree):
