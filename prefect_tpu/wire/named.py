@@ -65,6 +65,11 @@ def _reduce_new_type(obj: Any) -> Any:
     return _make_new_type, (obj.__name__, obj.__supertype__, obj.__module__)
 
 
+def _reduce_dispatch_method(obj: Any) -> Any:
+    """Without the cache of choices that Python 3.13 has in it."""
+    return _make_dispatch_method, (), (obj.func, obj.dispatcher), None, None, _set_dispatch_method_state
+
+
 def _reduce_param_spec(obj: Any) -> Any:
     return _make_of_typing, ("ParamSpec", obj.__name__, obj.__module__)
 
@@ -79,6 +84,7 @@ def _reduce_type_alias(obj: Any) -> Any:
 
 _REDUCERS: dict[type, Callable[[Any], Any]] = {
     type(functools.cache(len)): _reduce_cached,
+    functools.singledispatchmethod: _reduce_dispatch_method,
     typing.NewType: _reduce_new_type,
     typing.TypeVar: cloudpickle_api.reduce_typevar,
     typing.ParamSpec: _reduce_param_spec,
@@ -105,6 +111,14 @@ def _set_dispatch_state(function: Any, state: tuple[dict[Any, Any], dict[str, An
     for cls, implementation in registry.items():
         function.register(cls, implementation)
     vars(function).update(own)
+
+
+def _make_dispatch_method() -> Any:
+    return functools.singledispatchmethod(lambda *_: None)
+
+
+def _set_dispatch_method_state(method: Any, state: tuple[Any, Any]) -> None:
+    method.func, method.dispatcher = state
 
 
 def _make_cached_property(function: Any, name: str | None, doc: str | None) -> Any:
