@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,15 @@ def _stat(pid: int) -> tuple[str, int, str] | None:
         return None
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[1]), fields[19]
+
+
+def stop(pid: int, seconds: float = 10.0) -> None:
+    """SIGSTOP, and wait until all of its threads have stopped: on a busy machine one may go on for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + seconds
+    while any(one.read_text().rpartition(")")[2].split()[0] != "T" for one in Path(f"/proc/{pid}/task").glob("*/stat")):
+        assert time.monotonic() < deadline, f"process {pid} has not stopped within {seconds:g} s"
+        time.sleep(0.01)
 
 
 def all_pids() -> list[int]:

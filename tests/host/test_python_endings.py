@@ -15,6 +15,7 @@ from prefect_tpu.host import supervisor as host_module
 from prefect_tpu.host.supervisor import HostSupervisor
 from prefect_tpu.linux.ports import free_ports
 from tests.host.host_support import Run, alive, jax_init, supervisor
+from tests.processes import stop
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
@@ -138,7 +139,6 @@ def test_an_exit_hook_that_is_cut_is_named(host: HostSupervisor) -> None:
 
 def test_one_that_cannot_answer_is_told_all_the_same(host: HostSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the interpreter's lock, or is stopped: the agent says so, and ends it."""
-    import os
     import signal
 
     monkeypatch.setattr(host_module, "CUT_SECONDS", 0.3)
@@ -148,7 +148,7 @@ def test_one_that_cannot_answer_is_told_all_the_same(host: HostSupervisor, monke
 
     run = Run(host, fn)
     run.until_type(Returned)
-    os.kill(run.pid, signal.SIGSTOP)
+    stop(run.pid)
     host.cut(run.id, "exit_timeout_seconds=7 is over")
     assert run.exited().signal == signal.SIGKILL
     (text,) = warnings(run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from prefect_tpu.core import jax_names
 from prefect_tpu.host import stacks
+from tests.processes import stop
 from tests.waiting import eventually
 
 SLEEPER = """
@@ -65,7 +65,7 @@ def test_the_stacks_of_a_process(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("process", [SLEEPER], indirect=True)
 def test_a_process_that_is_stopped(process: subprocess.Popen[str]) -> None:
     """It cannot answer: py-spy does, where it is installed and may; else the words say what state it is in."""
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process.pid)
     text = stacks.dump(process.pid, os.kill)
     assert "stuck_here" in text or "does not answer (state T)" in text
 
